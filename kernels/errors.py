@@ -1,0 +1,32 @@
+"""Errors of ``kernels``, named for what whoever catches them does."""
+
+from __future__ import annotations
+
+
+class KernelsError(Exception):
+    """Base of everything that ``kernels`` raises on purpose."""
+
+
+class GraphError(KernelsError):
+    """The model cannot be used as it is: fix the graph. Names model, node and op."""
+
+
+class BundleError(KernelsError):
+    """A bundle's folder is missing, incomplete or damaged: build it again."""
+
+
+class SpecError(KernelsError):
+    """``features.toml`` is wrong: fix the named feature at the named line."""
+
+
+class FeatureError(KernelsError):
+    """A request's value does not fit the feature spec: answer its client, who fixes the request.
+
+    Attributes:
+        field: Name of the feature or request field at fault.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem

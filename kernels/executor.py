@@ -1,0 +1,60 @@
+"""What runs a dense graph: the interface that the host and the GPU executor share."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+
+@attrs.frozen(eq=False)
+class Staging:
+    """A lane's input buffers: a window copies its parts in, ``DenseExecutor.run`` reads them.
+
+    Attributes:
+        user: float32 ``[max_requests, user width]``.
+        candidate: float32 ``[max_rows, candidate width]``.
+        request_of_row: int64 ``[max_rows]``, index into ``user`` for each row.
+    """
+
+    user: NDArray[np.float32]
+    candidate: NDArray[np.float32]
+    request_of_row: NDArray[np.int64]
+
+
+class DenseExecutor(Protocol):
+    """Runs the dense graph of one bundle on a few lanes. Synchronous; knows no event loop."""
+
+    @property
+    def n_lanes(self) -> int:
+        """Launches that may be under way at once."""
+
+    @property
+    def max_rows(self) -> int:
+        """Rows of the largest bucket: the most that one launch takes."""
+
+    @property
+    def max_requests(self) -> int:
+        """Requests of the largest bucket."""
+
+    @property
+    def n_outputs(self) -> int:
+        """Columns of the scores."""
+
+    def bucket(self, n_rows: int) -> int:
+        """Return the rows of the bucket that ``n_rows`` would run in; time predictions key on it."""
+
+    def staging(self, lane: int) -> Staging:
+        """Return the buffers of a lane. They belong to the caller while the lane is idle."""
+
+    def run(self, lane: int, n_requests: int, n_rows: int) -> NDArray[np.float32]:
+        """Run what was staged; block until it is done. Called from a worker thread, one a lane.
+
+        Returns:
+            float32 ``[n_rows, n_outputs]``, owned by the caller.
+        """
+
+    def close(self) -> None:
+        """Give everything back. No launch may be under way."""

@@ -1,0 +1,106 @@
+"""What an actor is, and all that it may ask of its surroundings.
+
+An actor is an object with ``run``, named by a topology, alone in reading its mailbox. It reaches
+others by name through ``Context.ref``, the same way whether they live in this process or in
+another, and says a thing in one of two ways: ``tell`` (never blocks, no answer) or ``ask`` (awaits
+the answer within a budget).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import attrs
+import trio
+
+from transport.messages import Message
+
+if TYPE_CHECKING:
+    from runtime.mailbox import Mailbox
+    from runtime.topology import Topology
+
+
+class Reply(Protocol):
+    """Answers one ask. Calling it twice is an error; not calling it leaves the asker to time out."""
+
+    def __call__(self, message: Message) -> None: ...
+
+
+@attrs.frozen(eq=False)
+class Envelope:
+    """A message in a mailbox.
+
+    Attributes:
+        received_at: ``trio.current_time()`` at which it reached this process: budgets in the
+            message count from here.
+        reply: Answers the ask, or None if it was a tell.
+    """
+
+    message: Message
+    received_at: float
+    reply: Reply | None = None
+
+
+class Ref(Protocol):
+    """An actor, seen from another."""
+
+    @property
+    def name(self) -> str:
+        """The actor's name in the topology."""
+
+    def tell(self, message: Message) -> None:
+        """Put a message in the actor's mailbox and return at once.
+
+        Raises:
+            Overloaded: The mailbox, or the way to it, is at its high-water mark. Not delivered.
+            Unavailable: The actor is not there, or has closed its mailbox. Not delivered.
+        """
+
+    async def ask(self, message: Message, *, budget: float) -> Message:
+        """Tell, and await the answer for at most ``budget`` seconds.
+
+        Raises:
+            Overloaded: As for ``tell``.
+            Unavailable: As for ``tell``, or the actor died before it answered.
+            DeadlineExceeded: No answer came in time.
+        """
+
+
+class Context(Protocol):
+    """What the runtime gives each actor."""
+
+    @property
+    def name(self) -> str:
+        """This actor's name in the topology."""
+
+    @property
+    def topology(self) -> Topology:
+        """The whole cluster's topology."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The actor's own table of the topology file, without ``class``."""
+
+    def ref(self, actor: str) -> Ref:
+        """Return a reference to an actor by name; cheap, and the same object each time.
+
+        Raises:
+            KeyError: The topology has no actor of that name.
+        """
+
+    def report_ready(self, progress: float) -> None:
+        """Say how far warming up has come, 0 to 1; the node's ready line waits for ``started()``."""
+
+
+class Actor(Protocol):
+    """Implemented by the classes that a topology names: ``cls(context)`` makes one.
+
+    ``run`` calls ``task_status.started()`` when it can answer, then serves its mailbox until that
+    is closed and empty, finishes what it took, and returns. An exception out of ``run`` is the
+    actor's death: its supervisor restarts it, with a new object and the same mailbox.
+    """
+
+    async def run(
+        self, mailbox: Mailbox, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None: ...

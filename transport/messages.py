@@ -1,0 +1,287 @@
+"""Every message that crosses a wire or a mailbox, as frozen values checked when they are made.
+
+Client messages are ``ScoreRequest``, ``ScoreReply``, ``ErrorReply``, ``ModelsRequest``,
+``ModelsReply``, ``Ping`` and ``Pong``. The others travel between actors. Between the gateway and
+its clients a message concerns one request; between actors it carries a *batch*: the requests that
+the gateway had at hand at one time, as columns (``K`` requests, ``M`` rows, a row being one
+candidate of one request, in request order). A batch is known by (``gateway``, ``seq``).
+
+Times are durations: ``budget_us`` is what was left, in microseconds, when the message was sent.
+Arrays that came off a wire are read-only views of the received frame and keep it alive.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeAlias
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from transport.errors import LocalProtocolError
+
+Array: TypeAlias = NDArray[Any]
+F32: TypeAlias = NDArray[np.float32]
+I32: TypeAlias = NDArray[np.int32]
+I64: TypeAlias = NDArray[np.int64]
+U8: TypeAlias = NDArray[np.uint8]
+
+USER: Final = 0
+CANDIDATE: Final = 1
+SIDES: Final = ("user", "candidate")
+
+OK: Final = 0
+ERROR_CODES: Final = ("ok", "invalid", "overloaded", "deadline", "unavailable", "internal")
+
+
+def _matrix(dtype: type[np.generic], ndim: int) -> Any:  # noqa: ANN401 - an attrs validator
+    want = np.dtype(dtype)
+
+    def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:  # noqa: ANN401
+        if not isinstance(value, np.ndarray) or value.dtype != want or value.ndim != ndim:
+            got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value)
+            raise LocalProtocolError(
+                f"{type(instance).__name__}.{attribute.name}: want {want} of {ndim} dimensions, "
+                f"got {got}"
+            )
+
+    return check
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Block:
+    """Raw columns of one side of one request that share a type.
+
+    Exactly one of these forms:
+
+    * numbers: ``values`` of any integer, float or bool dtype, ``[n_names, n]``, or
+      ``[n_names, n, width]`` for fixed-width features. ``n`` is 1 on the user side and the number
+      of candidates on the candidate side. NaN means missing.
+    * ragged numbers: one name; ``values [n_total]`` and ``row_splits int32 [n + 1]``: row ``i``
+      holds ``values[row_splits[i]:row_splits[i + 1]]``.
+    * strings: one name; ``values uint8 [n_bytes]`` (UTF-8) and
+      ``char_splits int32 [n_strings + 1]``; the empty string means missing. With ``row_splits`` as
+      well, each row holds a list of strings.
+
+    Attributes:
+        side: ``USER`` or ``CANDIDATE``.
+        names: Feature names, one for each leading index of ``values``.
+    """
+
+    side: int
+    names: tuple[str, ...]
+    values: Array
+    row_splits: I32 | None = None
+    char_splits: I32 | None = None
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class ScoreRequest:
+    """Ask for the scores of one user's candidates.
+
+    Attributes:
+        request_id: Chosen by the client, echoed in the reply; any uint64.
+        model: Name of a model that the cluster serves.
+        budget_us: Time left when it was sent, in microseconds.
+        n_candidates: Rows to score; zero is answered with empty scores.
+        blocks: The raw features, as columns.
+        rows: Instead of ``blocks``: msgpack of ``[user_map, [candidate_map, ...]]``, for clients
+            that have no columns. Only the gateway reads it, and turns it into columns there.
+    """
+
+    request_id: int
+    model: str
+    budget_us: int
+    n_candidates: int
+    blocks: tuple[Block, ...] = ()
+    rows: bytes = b""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class ScoreReply:
+    """The answer to a ``ScoreRequest``.
+
+    Attributes:
+        outputs: Names of the model's outputs; ``widths`` are their columns in ``scores``.
+        scores: float32 ``[n_candidates, sum(widths)]``, candidates in the request's order.
+    """
+
+    request_id: int
+    outputs: tuple[str, ...]
+    widths: tuple[int, ...]
+    scores: F32 = attrs.field(validator=_matrix(np.float32, 2))
+
+
+@attrs.frozen(kw_only=True)
+class ErrorReply:
+    """The answer to a request that has no other.
+
+    Attributes:
+        code: One of ``ERROR_CODES`` except ``ok``.
+        message: For a person; names what was wrong and where.
+        field: The feature or request field at fault, or ``""``.
+    """
+
+    request_id: int
+    code: str
+    message: str
+    field: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class ModelsRequest:
+    """Ask a gateway which models it serves and what each wants."""
+
+    request_id: int
+
+
+@attrs.frozen(kw_only=True)
+class ModelsReply:
+    """``models`` is JSON: model name to ``{version, features: [{name, side, ...}], outputs}``."""
+
+    request_id: int
+    models: str
+
+
+@attrs.frozen(kw_only=True)
+class Ping:
+    """Ask whether an actor is alive and ready."""
+
+    request_id: int
+
+
+@attrs.frozen(kw_only=True)
+class Pong:
+    """The answer to ``Ping``. ``status`` is ``ready``, ``starting`` or ``draining``."""
+
+    request_id: int
+    status: str
+
+
+@attrs.frozen(kw_only=True)
+class StatsRequest:
+    """Ask an actor for its counters; ``reset`` starts new histograms."""
+
+    request_id: int
+    reset: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class StatsReply:
+    """``stats`` is JSON: counter and histogram names to values; times in microseconds."""
+
+    request_id: int
+    stats: str
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Batch:
+    """Gateway to executor: a batch begins; ``n_parts`` shards will send their ``RowsPart``.
+
+    Attributes:
+        n_rows: int32 ``[K]``, rows of each request.
+        budgets_us: int64 ``[K]``, time left of each request when sent.
+        user_values: float32 ``[K, n]``, the user side's value columns (numeric features, masks).
+        candidate_values: float32 ``[M, n]``, the candidate side's.
+    """
+
+    gateway: str
+    seq: int
+    model: str
+    version: str
+    n_parts: int
+    n_rows: I32 = attrs.field(validator=_matrix(np.int32, 1))
+    budgets_us: I64 = attrs.field(validator=_matrix(np.int64, 1))
+    user_values: F32 = attrs.field(validator=_matrix(np.float32, 2))
+    candidate_values: F32 = attrs.field(validator=_matrix(np.float32, 2))
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class LookupBatch:
+    """Gateway to shard: look these up and send the rows to ``executor``.
+
+    ``budget_us`` is that of the batch's most patient request. The shard knows from its placement
+    which lookups of the bundle are its own, in which order their ids and weights come here: the
+    ids of all its lookups, one row of the matrix for each position of a bag.
+
+    Attributes:
+        part: The shard's index among the batch's parts.
+        user_ids: int64 ``[n_user_ids, K]``.
+        user_weights: float32 ``[n_user_weights, K]``.
+        candidate_ids: int64 ``[n_candidate_ids, M]``.
+        candidate_weights: float32 ``[n_candidate_weights, M]``.
+    """
+
+    gateway: str
+    seq: int
+    model: str
+    version: str
+    executor: str
+    part: int
+    budget_us: int
+    user_ids: I64 = attrs.field(validator=_matrix(np.int64, 2))
+    user_weights: F32 = attrs.field(validator=_matrix(np.float32, 2))
+    candidate_ids: I64 = attrs.field(validator=_matrix(np.int64, 2))
+    candidate_weights: F32 = attrs.field(validator=_matrix(np.float32, 2))
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class RowsPart:
+    """Shard to executor: the pooled rows of one shard's lookups, or why there are none.
+
+    Attributes:
+        code: ``ok``, or one of ``ERROR_CODES`` with ``message``; then the matrices are empty.
+        user: float32 ``[K, n]``, the shard's columns of the user block.
+        candidate: float32 ``[M, n]``, the shard's columns of the candidate block.
+        lookup_us: Time the shard spent, from receipt to sending.
+    """
+
+    gateway: str
+    seq: int
+    part: int
+    user: F32 = attrs.field(validator=_matrix(np.float32, 2))
+    candidate: F32 = attrs.field(validator=_matrix(np.float32, 2))
+    lookup_us: int = 0
+    code: str = "ok"
+    message: str = ""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class ScoresBatch:
+    """Executor to gateway: outcomes of some requests of a batch, each request exactly once.
+
+    Attributes:
+        requests: int32 ``[k]``, positions of the requests in their batch.
+        codes: uint8 ``[k]``, indices into ``ERROR_CODES``.
+        scores: float32 ``[rows of the ok requests, n_outputs]``, in the order of ``requests``.
+        message: Why, where a code is not ok.
+        join_us: int32 ``[k]``, from the batch's arrival to its last part.
+        queue_us: int32 ``[k]``, from then until its window was launched.
+        compute_us: int32 ``[k]``, the launch.
+    """
+
+    seq: int
+    requests: I32 = attrs.field(validator=_matrix(np.int32, 1))
+    codes: U8 = attrs.field(validator=_matrix(np.uint8, 1))
+    scores: F32 = attrs.field(validator=_matrix(np.float32, 2))
+    join_us: I32 = attrs.field(validator=_matrix(np.int32, 1))
+    queue_us: I32 = attrs.field(validator=_matrix(np.int32, 1))
+    compute_us: I32 = attrs.field(validator=_matrix(np.int32, 1))
+    message: str = ""
+
+
+Message: TypeAlias = (
+    ScoreRequest
+    | ScoreReply
+    | ErrorReply
+    | ModelsRequest
+    | ModelsReply
+    | Ping
+    | Pong
+    | StatsRequest
+    | StatsReply
+    | Batch
+    | LookupBatch
+    | RowsPart
+    | ScoresBatch
+)
