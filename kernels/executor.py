@@ -44,7 +44,7 @@ class DenseExecutor(Protocol):
         """Columns of the scores."""
 
     def bucket(self, n_rows: int) -> int:
-        """Return the rows of the bucket that ``n_rows`` would run in; time predictions key on it."""
+        """Return the rows of the bucket that ``n_rows`` runs in; time predictions key on it."""
 
     def staging(self, lane: int) -> Staging:
         """Return the buffers of a lane. They belong to the caller while the lane is idle."""

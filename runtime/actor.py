@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 
 class Reply(Protocol):
-    """Answers one ask. Calling it twice is an error; not calling it leaves the asker to time out."""
+    """Answers one ask. If it is never called, the asker times out."""
 
-    def __call__(self, message: Message) -> None: ...
+    def __call__(self, message: Message) -> None:
+        """Send the answer; a second call raises ``LocalProtocolError``."""
 
 
 @attrs.frozen(eq=False)
@@ -90,7 +91,7 @@ class Context(Protocol):
         """
 
     def report_ready(self, progress: float) -> None:
-        """Say how far warming up has come, 0 to 1; the node's ready line waits for ``started()``."""
+        """Say how far warming up has come, from 0 to 1, before ``task_status.started()``."""
 
 
 class Actor(Protocol):
@@ -103,4 +104,5 @@ class Actor(Protocol):
 
     async def run(
         self, mailbox: Mailbox, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None: ...
+    ) -> None:
+        """Serve until the mailbox is closed and empty."""
