@@ -113,11 +113,17 @@ class Output:
 
 @attrs.frozen(kw_only=True)
 class KeptTable:
-    """A constant table that stays in the dense graph, and why."""
+    """A constant table that stays in the dense graph, and why.
+
+    Attributes:
+        positional: Whether what indexes it is the same for every row (a range of positions, say):
+            such a table belongs in the dense graph, and is not counted as left behind.
+    """
 
     name: str
     shape: tuple[int, ...]
     reason: str
+    positional: bool
 
 
 @attrs.frozen(kw_only=True)

@@ -1,0 +1,144 @@
+"""Loading a bundle: its files, checked against its manifest before anything uses them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.bundle import codec
+from kernels.bundle.manifest import Lookup, Manifest, SideLayout, SideName, Table
+from kernels.errors import BundleError
+
+SIDES: tuple[SideName, SideName] = ("user", "candidate")
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Bundle:
+    """A checked bundle. Holds no table in memory: each call of ``table`` maps the file anew.
+
+    Attributes:
+        path: The bundle's folder.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def spec_path(self) -> Path:
+        """``features.toml``; vocabulary files lie beside it."""
+        return self.path / "features.toml"
+
+    @property
+    def spec_text(self) -> str:
+        """The text of ``features.toml``."""
+        return self.spec_path.read_text(encoding="utf-8")
+
+    def table(self, name: str) -> NDArray[np.float32]:
+        """Map one table: float32 ``[rows, dim]``, read-only, backed by its file.
+
+        Raises:
+            BundleError: There is no such table, or its file is not what the manifest says.
+        """
+        for table in self.manifest.tables:
+            if table.name == name:
+                return _map_table(self.path, table)
+        raise BundleError(f"{self.path}: no table named {name!r}")
+
+    def dense_model(self) -> bytes:
+        """Return the serialised dense graph."""
+        return (self.path / "dense.onnx").read_bytes()
+
+    def program(self, side: SideName) -> bytes | None:
+        """Return the serialised program of one side, or None where it needs none."""
+        file = self.manifest.side(side).program
+        return None if file is None else (self.path / file).read_bytes()
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Open a bundle and check that it is whole.
+
+    Raises:
+        BundleError: The folder or one of its files is missing or damaged, or the manifest
+            contradicts itself or the files; the message says which.
+    """
+    file = path / "manifest.json"
+    if not file.is_file():
+        raise BundleError(f"{path}: not a bundle, it has no manifest.json")
+    try:
+        manifest = codec.loads(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{file} is not UTF-8 text: {error}") from error
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from error
+    _check_files(path, manifest)
+    tables = {table.name: table for table in manifest.tables}
+    if len(tables) != len(manifest.tables):
+        raise BundleError(f"{path}: manifest.json names a table twice")
+    for side in SIDES:
+        _check_side(f"{path}: manifest.json: {side}", manifest.side(side), side, tables)
+    return Bundle(path=path, manifest=manifest)
+
+
+def _check_files(path: Path, manifest: Manifest) -> None:
+    files = ["features.toml", "dense.onnx"]
+    files += [program for side in SIDES if (program := manifest.side(side).program) is not None]
+    for file in files:
+        if Path(file).name != file or not (path / file).is_file():
+            raise BundleError(f"{path}: {file} is missing")
+    for table in manifest.tables:
+        _map_table(path, table)
+
+
+def _map_table(path: Path, table: Table) -> NDArray[np.float32]:
+    file = path / "tables" / table.file
+    if Path(table.file).name != table.file or not file.is_file():
+        raise BundleError(f"{path}: tables/{table.file} is missing")
+    try:
+        rows: NDArray[np.float32] = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} is damaged: {error}") from error
+    want = (table.rows, table.dim)
+    if rows.dtype != np.float32 or rows.shape != want or not rows.flags.c_contiguous:
+        raise BundleError(
+            f"{file}: want C-ordered float32 {list(want)}, got {rows.dtype} {list(rows.shape)}"
+        )
+    return rows
+
+
+def _check_side(where: str, layout: SideLayout, side: SideName, tables: dict[str, Table]) -> None:
+    offset = 0
+    for lookup in layout.lookups:
+        _check_lookup(f"{where}: lookup {lookup.tensor!r}", lookup, layout, side, tables)
+        if lookup.offset != offset:
+            raise BundleError(
+                f"{where}: lookup {lookup.tensor!r} starts at column {lookup.offset}, not {offset}"
+            )
+        offset += lookup.width
+    if layout.width != offset + len(layout.values):
+        raise BundleError(
+            f"{where}: width is {layout.width}; lookups and values have "
+            f"{offset + len(layout.values)} columns"
+        )
+    sources = (*layout.ids, *layout.weights, *layout.values)
+    if layout.program is None and any(source.program for source in sources):
+        raise BundleError(f"{where}: a source names a program, but there is none")
+
+
+def _check_lookup(
+    where: str, lookup: Lookup, layout: SideLayout, side: SideName, tables: dict[str, Table]
+) -> None:
+    if lookup.side != side:
+        raise BundleError(f"{where} says that it is of the {lookup.side} side")
+    if lookup.table not in tables:
+        raise BundleError(f"{where}: no table named {lookup.table!r}")
+    first, count, weight = lookup.first_id, lookup.n_ids, lookup.first_weight
+    if count < 1 or first < 0 or first + count > len(layout.ids):
+        raise BundleError(f"{where}: ids {first} to {first + count} of {len(layout.ids)}")
+    if weight is not None and (weight < 0 or weight + count > len(layout.weights)):
+        raise BundleError(f"{where}: weights {weight} to {weight + count} of {len(layout.weights)}")
+    dim = tables[lookup.table].dim
+    if lookup.width != (count * dim if lookup.pooling == "none" else dim):
+        raise BundleError(f"{where}: width {lookup.width} does not fit dim {dim} and {count} ids")
