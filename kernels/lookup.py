@@ -1,0 +1,223 @@
+"""Pooled lookup: ids and weights of one side of a batch to the columns of a shard's part.
+
+One call of C does all lookups of a side (``lookup.c``); it is compiled at first use. Where there is
+no compiler numpy does the same, bit for bit, 3 to 10 times slower; numpy is also the oracle of
+the tests. ``implementation`` says which of the two it is. ``shards.py`` says which lookups a shard
+has, and is imported through here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels._native import Native, NativeUnavailable, load
+from kernels.bundle.manifest import Lookup
+from kernels.errors import KernelsError
+from kernels.shards import ShardLayout, assign_tables, shard_layout
+
+__all__ = ["LookupFailed", "PooledLookup", "ShardLayout", "assign_tables", "implementation"]
+__all__ += ["shard_layout"]
+
+F32: TypeAlias = NDArray[np.float32]
+I64: TypeAlias = NDArray[np.int64]
+
+_CDEF: Final = """
+typedef struct {
+    uintptr_t table; int64_t rows, dim, first_id, n_ids, first_weight, offset, pooling;
+    float divisor; int32_t ahead;
+} lookup;
+int64_t tb_lookup(const lookup *lookups, int64_t n_lookups, uintptr_t ids, uintptr_t weights,
+                  int64_t n, uintptr_t out, int64_t out_stride, int64_t tile);
+"""
+_COPY, _SUM, _WEIGHTED_SUM, _MAX, _WEIGHTED_MAX = range(5)
+# Prefetch 16 table rows ahead (4 to 32 are alike), and not at all where the table stays in the
+# second-level cache, which is 1 or 2 MB on the machines of today.
+_ROWS_AHEAD: Final = 16
+_CACHED_TABLE_BYTES: Final = 256 * 1024
+# Bytes of the part that a tile of rows covers: half of a first-level cache.
+_TILE_BYTES: Final = 16 * 1024
+_SMALLEST_TILE: Final = 16
+
+
+class LookupFailed(KernelsError):
+    """Ids and tables do not fit each other: the parser or the bundle is wrong. Names the lookup."""
+
+
+class PooledLookup:
+    """All lookups of one side of one shard. Safe to use from several threads at once.
+
+    Args:
+        tables: float32 ``[rows, dim]`` each, C-ordered; memory-mapped ones are read where they are.
+            Kept, and must not be closed while this lives.
+        layout: Names the lookups and where their columns go.
+        native: False to use numpy even where C is there.
+
+    Raises:
+        LookupFailed: A table is missing, or is not what the layout says of it.
+    """
+
+    def __init__(
+        self, tables: Mapping[str, NDArray[Any]], layout: ShardLayout, *, native: bool = True
+    ) -> None:
+        self.layout = layout
+        self._tables = [_checked_table(tables, lookup) for lookup in layout.lookups]
+        self._n_id_rows = len(layout.id_rows)
+        self._n_weight_rows = len(layout.weight_rows)
+        self._width = layout.width
+        self._tile = max(_TILE_BYTES // max(4 * layout.width, 1), _SMALLEST_TILE)
+        self._native = _native() if native else None
+        if isinstance(self._native, Native):
+            self._descriptors = self._native.ffi.new(
+                "lookup[]",
+                [_descriptor(*pair) for pair in zip(layout.lookups, self._tables, strict=True)],
+            )
+
+    def run(self, ids: I64, weights: F32, out: F32 | None = None) -> F32:
+        """Look up every id of a batch.
+
+        Args:
+            ids: int64 ``[len(layout.id_rows), n]``, C-ordered.
+            weights: float32 ``[len(layout.weight_rows), n]``, C-ordered.
+            out: float32 ``[n, layout.width]`` to write to; its rows may lie apart, the numbers of
+                one row may not. A new array by default.
+
+        Returns:
+            ``out``.
+
+        Raises:
+            LookupFailed: An id is outside its table; ``out`` is then partly written.
+            ValueError: An argument has another shape, dtype or memory layout.
+        """
+        n = ids.shape[1]
+        if out is None:
+            out = np.empty((n, self._width), np.float32)
+        _check("ids", ids, np.int64, (self._n_id_rows, n))
+        _check("weights", weights, np.float32, (self._n_weight_rows, n))
+        row_bytes, item_bytes = out.strides
+        if out.dtype != np.float32 or out.shape != (n, self._width) or not out.flags.writeable:
+            raise ValueError(
+                f"out: want writeable float32 {(n, self._width)}, got {out.dtype} {out.shape}"
+            )
+        if self._width and n and (item_bytes != 4 or row_bytes < 4 * self._width or row_bytes % 4):
+            raise ValueError(f"out: want rows apart and their numbers not, got {out.strides}")
+        if isinstance(self._native, Native):
+            bad = self._native.lib.tb_lookup(
+                self._descriptors,
+                len(self._tables),
+                _address(ids),
+                _address(weights),
+                n,
+                _address(out),
+                row_bytes // 4,
+                self._tile,
+            )
+            if bad >= 0:
+                _raise_outside(self.layout.lookups[bad], self._tables[bad], ids)
+        else:
+            for lookup, table in zip(self.layout.lookups, self._tables, strict=True):
+                _numpy_lookup(lookup, table, ids, weights, out)
+        return out
+
+
+def implementation() -> str:
+    """Say in one line what does the lookups, compiling it if need be."""
+    native = _native()
+    if isinstance(native, Native):
+        return f"lookups: C, compiled by {native.description}"
+    return f"lookups: numpy, several times slower than C ({native})"
+
+
+@functools.cache
+def _native() -> Native | NativeUnavailable:
+    try:
+        return load(Path(__file__).with_name("lookup.c"), _CDEF)
+    except NativeUnavailable as error:
+        return error
+
+
+def _checked_table(tables: Mapping[str, NDArray[Any]], lookup: Lookup) -> F32:
+    name = lookup.table
+    if name not in tables:
+        raise LookupFailed(f"table {name}: not there, but {lookup.tensor} is looked up in it")
+    table = tables[name]
+    if table.dtype != np.float32 or table.ndim != 2 or not table.flags.c_contiguous:
+        raise LookupFailed(
+            f"table {name}: want C-ordered float32 [rows, dim], got {table.dtype} {table.shape}"
+        )
+    dim = lookup.width // lookup.n_ids if lookup.pooling == "none" else lookup.width
+    if table.shape[1] != dim:
+        raise LookupFailed(f"table {name}: {table.shape[1]} columns, {lookup.tensor} wants {dim}")
+    return table
+
+
+def _check(name: str, array: NDArray[Any], dtype: type, shape: tuple[int, int]) -> None:
+    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+        raise ValueError(
+            f"{name}: want C-ordered {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}"
+        )
+
+
+def _address(array: NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _descriptor(lookup: Lookup, table: F32) -> dict[str, float]:
+    weighted = lookup.first_weight is not None
+    if lookup.pooling == "none" or (lookup.n_ids == 1 and not weighted):
+        pooling = _COPY
+    elif lookup.pooling == "max":
+        pooling = _WEIGHTED_MAX if weighted else _MAX
+    else:
+        pooling = _WEIGHTED_SUM if weighted else _SUM
+    n_ids_at_once = 1 if pooling == _COPY else lookup.n_ids
+    return {
+        "table": _address(table),
+        "rows": table.shape[0],
+        "dim": table.shape[1],
+        "first_id": lookup.first_id,
+        "n_ids": lookup.n_ids,
+        "first_weight": lookup.first_weight or 0,
+        "offset": lookup.offset,
+        "pooling": pooling,
+        "divisor": lookup.n_ids if lookup.pooling == "mean" else 1,
+        "ahead": 0 if table.nbytes <= _CACHED_TABLE_BYTES else -(-_ROWS_AHEAD // n_ids_at_once),
+    }
+
+
+def _numpy_lookup(lookup: Lookup, table: F32, ids: I64, weights: F32, out: F32) -> None:
+    bags = ids[lookup.first_id : lookup.first_id + lookup.n_ids]
+    if bags.size and (bags.min() < 0 or bags.max() >= len(table)):
+        _raise_outside(lookup, table, ids)
+    to = out[:, lookup.offset : lookup.offset + lookup.width]
+    if lookup.pooling == "none":
+        to[...] = table[bags.T].reshape(to.shape)
+        return
+    for k, bag in enumerate(bags):
+        rows = table[bag]
+        if lookup.first_weight is not None:
+            weight = weights[lookup.first_weight + k][:, np.newaxis]
+            rows = rows + weight if lookup.pooling == "max" else rows * weight
+        if k == 0:
+            to[...] = rows
+        elif lookup.pooling == "max":
+            np.maximum(to, rows, out=to)
+        else:
+            to += rows
+    if lookup.pooling == "mean":
+        to /= np.float32(lookup.n_ids)
+
+
+def _raise_outside(lookup: Lookup, table: F32, ids: I64) -> None:
+    bags = ids[lookup.first_id : lookup.first_id + lookup.n_ids]
+    k, row = np.argwhere((bags < 0) | (bags >= len(table)))[0]
+    raise LookupFailed(
+        f"{lookup.side} lookup {lookup.tensor}: id {bags[k, row]} at row {row} "
+        f"is outside table {lookup.table} of {len(table)} rows"
+    )
