@@ -30,3 +30,11 @@ class FeatureError(KernelsError):
         super().__init__(f"{field}: {problem}")
         self.field = field
         self.problem = problem
+
+
+class LookupFailed(KernelsError):
+    """Ids and tables do not fit each other: fix parser or bundle. Names the lookup."""
+
+
+class LaunchFailed(KernelsError):
+    """A launch gave no scores: answer its requests with an error. Names the model."""

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from kernels._native import Native, NativeUnavailable, load
 from kernels.bundle.manifest import Lookup
-from kernels.errors import KernelsError
+from kernels.errors import LookupFailed
 from kernels.shards import ShardLayout, assign_tables, shard_layout
 
-__all__ = ["LookupFailed", "PooledLookup", "ShardLayout", "assign_tables", "implementation"]
-__all__ += ["shard_layout"]
+__all__ = ["PooledLookup", "ShardLayout", "assign_tables", "implementation", "shard_layout"]
 
 F32: TypeAlias = NDArray[np.float32]
 I64: TypeAlias = NDArray[np.int64]
@@ -43,10 +42,6 @@ _CACHED_TABLE_BYTES: Final = 256 * 1024
 # Bytes of the part that a tile of rows covers: half of a first-level cache.
 _TILE_BYTES: Final = 16 * 1024
 _SMALLEST_TILE: Final = 16
-
-
-class LookupFailed(KernelsError):
-    """Ids and tables do not fit each other: the parser or the bundle is wrong. Names the lookup."""
 
 
 class PooledLookup:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection
+from typing import NamedTuple
 
 import attrs
 import numpy as np
@@ -19,6 +20,14 @@ from kernels.bundle.manifest import Lookup, Manifest, SideLayout
 _ROWS_PER_REQUEST = 100
 # What fetching a row costs besides its own bytes, in bytes: about one cache line's time.
 _ROW_OVERHEAD_BYTES = 64
+
+
+class Run(NamedTuple):
+    """Adjoining columns: ``width`` of them, from ``part`` on in a part, ``block`` in its block."""
+
+    part: int
+    block: int
+    width: int
 
 
 _SAME_ARRAY = attrs.cmp_using(eq=np.array_equal)
@@ -35,8 +44,7 @@ class ShardLayout:
         id_rows: intp, the rows of the side's ids matrix that the shard needs, ascending.
         weight_rows: The same of its weights matrix.
         width: Columns of the part.
-        runs: ``(column of the part, column of the block, columns)``: copying these puts a part,
-            float32 ``[n, width]``, into its block.
+        runs: As few as possible; copying them puts a part, float32 ``[n, width]``, into its block.
     """
 
     tables: tuple[str, ...]
@@ -44,7 +52,7 @@ class ShardLayout:
     id_rows: NDArray[np.intp] = attrs.field(eq=_SAME_ARRAY)
     weight_rows: NDArray[np.intp] = attrs.field(eq=_SAME_ARRAY)
     width: int
-    runs: tuple[tuple[int, int, int], ...]
+    runs: tuple[Run, ...]
 
 
 def shard_layout(side: SideLayout, tables: Collection[str]) -> ShardLayout:
@@ -59,7 +67,7 @@ def shard_layout(side: SideLayout, tables: Collection[str]) -> ShardLayout:
     id_at = {row: position for position, row in enumerate(id_rows)}
     weight_at = {row: position for position, row in enumerate(weight_rows)}
     lookups: list[Lookup] = []
-    runs: list[tuple[int, int, int]] = []
+    runs: list[Run] = []
     width = 0
     for lookup in mine:
         first_weight = lookup.first_weight
@@ -71,11 +79,11 @@ def shard_layout(side: SideLayout, tables: Collection[str]) -> ShardLayout:
                 offset=width,
             )
         )
-        if runs and runs[-1][1] + runs[-1][2] == lookup.offset:
-            part, block, columns = runs.pop()
-            runs.append((part, block, columns + lookup.width))
+        if runs and runs[-1].block + runs[-1].width == lookup.offset:
+            last = runs.pop()
+            runs.append(Run(last.part, last.block, last.width + lookup.width))
         else:
-            runs.append((width, lookup.offset, lookup.width))
+            runs.append(Run(width, lookup.offset, lookup.width))
         width += lookup.width
     return ShardLayout(
         tables=tuple(dict.fromkeys(lookup.table for lookup in mine)),
