@@ -1,0 +1,306 @@
+"""One model in an executor: joins in, windows out, answers back. No event loop and no mailbox.
+
+The life of a batch here: its head and parts join; each of its requests is offered to the window
+policy; windows are staged in a lane's buffers, run by whoever calls, and their scores go back to
+the gateway. Every request that a complete join brought is answered exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.join import BlockLayout, Join, Joins
+from kernels.executor import DenseExecutor
+from runtime.metrics import Metrics
+from runtime.window import Slice, Window, WindowPolicy
+from transport.messages import ERROR_CODES, Batch, RowsPart, ScoresBatch
+
+TellGateway: TypeAlias = Callable[[str, ScoresBatch], None]
+
+# How long a part is kept whose head has not come: far above any budget that makes sense here.
+_PATIENCE_S = 5.0
+
+
+@attrs.frozen(eq=False)
+class Work:
+    """One request in the window policy's hands: the ``position``-th of a joined batch."""
+
+    join: Join
+    position: int
+
+    @property
+    def first_row(self) -> int:
+        """Index of its first row in the batch."""
+        return int(self.join.row_splits[self.position])
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows it has."""
+        return int(self.join.row_splits[self.position + 1]) - self.first_row
+
+
+@attrs.define(eq=False)
+class _Run:
+    """Consecutive rows of one batch within a window; whole requests but perhaps at the ends."""
+
+    join: Join
+    slices: list[Slice[Work]]
+    start: int
+    stop: int
+
+    @property
+    def first(self) -> int:
+        return self.slices[0].key.position
+
+    @property
+    def last(self) -> int:
+        return self.slices[-1].key.position + 1
+
+
+@attrs.define(eq=False)
+class _Partial:
+    """A request that is larger than a window, while its slices come back."""
+
+    scores: NDArray[np.float32]
+    n_missing: int
+
+
+class Engine:
+    """Joins, windows and answers of one model.
+
+    Args:
+        version: Of the bundle; batches of another are refused.
+        dense: Runs the dense graph. Closed by ``close``.
+        layout: Of the model's blocks.
+        policy: Decides when windows close.
+        tell: Sends an answer to a gateway.
+        metrics: Shared with the actor.
+    """
+
+    def __init__(
+        self,
+        *,
+        version: str,
+        dense: DenseExecutor,
+        layout: BlockLayout,
+        policy: WindowPolicy[Work],
+        tell: TellGateway,
+        metrics: Metrics,
+    ) -> None:
+        self.dense = dense
+        self._version = version
+        self._layout = layout
+        self._policy = policy
+        self._tell = tell
+        self._metrics = metrics
+        self._joins = Joins()
+        self._partial: dict[Work, _Partial] = {}
+        self._n_running = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is running or waiting to."""
+        return not self._n_running and not self._policy.n_waiting
+
+    # Work in
+
+    def begin(self, head: Batch, at: float) -> None:
+        """Take a batch's head."""
+        if head.version != self._version:
+            n_requests = len(head.n_rows)
+            problem = f"this executor has version {self._version[:12]}, not {head.version[:12]}"
+            nothing = np.zeros(n_requests, np.int32)
+            self._refuse(head.gateway, head.seq, range(n_requests), nothing, "unavailable", problem)
+            return
+        join = self._joins.begin(head, at)
+        if join is not None:
+            self._offer(join)
+
+    def add(self, part: RowsPart, at: float) -> None:
+        """Take a shard's part."""
+        join = self._joins.add(part, at, _PATIENCE_S)
+        if join is not None:
+            self._offer(join)
+
+    def _offer(self, join: Join) -> None:
+        problem = join.problem(self._layout)
+        positions = range(len(join.deadlines))
+        if problem is not None:
+            self._refuse_of(join, positions, *problem)
+            return
+        n_rows = np.diff(join.row_splits).tolist()
+        refused = [
+            position
+            for position, deadline in enumerate(join.deadlines)
+            if not self._policy.offer(Work(join, position), n_rows[position], deadline, join.joined)
+        ]
+        if refused:
+            self._refuse_of(join, refused, "overloaded", "the executor's backlog is full")
+
+    # Windows
+
+    def windows(self, now: float) -> Iterator[Window[Work]]:
+        """Answer what is past its deadline; yield each window that is to run now, staged.
+
+        The caller runs each on its lane, then calls ``done`` or ``failed``.
+        """
+        for key in self._policy.expire(now):
+            self._partial.pop(key, None)
+            self._refuse_of(key.join, [key.position], "deadline", "the budget ran out in the queue")
+        self._metrics.count("forgotten", self._joins.expire(now))
+        while (window := self._policy.next_window(now)) is not None:
+            self._stage(window)
+            self._n_running += 1
+            yield window
+
+    def wake_at(self, now: float) -> float | None:
+        """Return when ``windows`` has something to do again if nothing happens before, or None."""
+        times = (self._policy.wake_at(now), self._joins.next_deadline())
+        return min((time for time in times if time is not None), default=None)
+
+    def _stage(self, window: Window[Work]) -> None:
+        staging = self.dense.staging(window.lane)
+        row = request = 0
+        for run in _runs(window.slices):
+            n_rows, n_requests = run.stop - run.start, run.last - run.first
+            users = staging.user[request : request + n_requests]
+            run.join.copy_user(self._layout, users, run.first, run.last)
+            rows = staging.candidate[row : row + n_rows]
+            run.join.copy_candidates(self._layout, rows, run.start, run.stop)
+            row += n_rows
+            request += n_requests
+        counts = [each.stop - each.start for each in window.slices]
+        staging.request_of_row[:row] = np.repeat(np.arange(request), counts)
+
+    # Answers
+
+    def done(
+        self, window: Window[Work], scores: NDArray[np.float32], launched: float, now: float
+    ) -> None:
+        """Take a window's scores, float32 ``[n_rows, n_outputs]``; its lane is idle again."""
+        self._n_running -= 1
+        self._policy.finished(window, now - launched)
+        self._metrics.observe("window_requests", window.n_requests)
+        self._metrics.observe("window_rows", window.n_rows)
+        row = 0
+        for run in _runs(window.slices):
+            n_rows = run.stop - run.start
+            self._answer(run, scores[row : row + n_rows], launched, now)
+            row += n_rows
+
+    def failed(self, window: Window[Work], launched: float, now: float, problem: str) -> None:
+        """Answer the requests of a window that could not be run."""
+        self._n_running -= 1
+        self._policy.finished(window, now - launched)
+        for key in dict.fromkeys(each.key for each in window.slices):
+            self._policy.cancel(key)
+            self._partial.pop(key, None)
+            self._refuse_of(key.join, [key.position], "internal", problem)
+
+    def close(self) -> None:
+        """Give the lanes back. Nothing may be running."""
+        self.dense.close()
+
+    def _answer(self, run: _Run, scores: NDArray[np.float32], launched: float, now: float) -> None:
+        positions: list[int] = []
+        pieces: list[NDArray[np.float32]] = []
+        row = 0
+        for each in run.slices:
+            n_rows = each.stop - each.start
+            piece: NDArray[np.float32] | None = scores[row : row + n_rows]
+            row += n_rows
+            if n_rows != each.key.n_rows:
+                piece = self._collect(each, scores[row - n_rows : row])
+            if piece is not None:
+                positions.append(each.key.position)
+                pieces.append(piece)
+        if not positions:
+            return
+        join = run.join
+        whole = len(positions) == len(run.slices) and row == sum(map(len, pieces))
+        self._send(
+            join,
+            positions,
+            np.zeros(len(positions), np.uint8),
+            scores if whole else np.concatenate(pieces),
+            queue_us=(launched - join.joined) * 1e6,
+            compute_us=(now - launched) * 1e6,
+        )
+
+    def _collect(
+        self, part: Slice[Work], scores: NDArray[np.float32]
+    ) -> NDArray[np.float32] | None:
+        """Keep the scores of a slice of a request; return all of them once they are complete."""
+        partial = self._partial.get(part.key)
+        if partial is None:
+            n_rows = part.key.n_rows
+            partial = _Partial(np.empty((n_rows, scores.shape[1]), np.float32), n_rows)
+            self._partial[part.key] = partial
+        partial.scores[part.start : part.stop] = scores
+        partial.n_missing -= part.stop - part.start
+        if partial.n_missing:
+            return None
+        del self._partial[part.key]
+        return partial.scores
+
+    def _refuse_of(self, join: Join, positions: Sequence[int], code: str, message: str) -> None:
+        codes = np.full(len(positions), ERROR_CODES.index(code), np.uint8)
+        self._metrics.count(f"refused_{code}", len(positions))
+        self._send(join, positions, codes, _NO_SCORES, message=message)
+
+    def _send(
+        self,
+        join: Join,
+        positions: Sequence[int],
+        codes: NDArray[np.uint8],
+        scores: NDArray[np.float32],
+        *,
+        queue_us: float = 0.0,
+        compute_us: float = 0.0,
+        message: str = "",
+    ) -> None:
+        n_requests = len(positions)
+        self._tell(
+            join.gateway,
+            ScoresBatch(
+                seq=join.seq,
+                requests=np.array(positions, np.int32),
+                codes=codes,
+                scores=scores,
+                join_us=np.full(n_requests, (join.joined - join.arrived) * 1e6, np.int32),
+                queue_us=np.full(n_requests, queue_us, np.int32),
+                compute_us=np.full(n_requests, compute_us, np.int32),
+                message=message,
+            ),
+        )
+
+
+_NO_SCORES = np.empty((0, 0), np.float32)
+
+
+def _runs(slices: Sequence[Slice[Work]]) -> Iterator[_Run]:
+    """Group a window's slices into runs of adjacent rows, each of one batch."""
+    run: _Run | None = None
+    for each in slices:
+        key = each.key
+        start = key.first_row + each.start
+        stop = key.first_row + each.stop
+        if (
+            run is not None
+            and run.join is key.join
+            and run.stop == start
+            and run.last == key.position
+        ):
+            run.slices.append(each)
+            run.stop = stop
+            continue
+        if run is not None:
+            yield run
+        run = _Run(key.join, [each], start, stop)
+    if run is not None:
+        yield run

@@ -1,0 +1,183 @@
+"""The executor: joins a batch's parts, shares launches among requests, sends scores back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+
+import attrs
+import trio
+from attrs.validators import ge, instance_of
+
+from actors.engine import Engine, Work
+from actors.join import BlockLayout
+from actors.options import read_options
+from actors.scatter import shard_layouts
+from kernels.bundle.load import load_bundle
+from kernels.errors import KernelsError
+from kernels.host import HostExecutor
+from runtime.actor import Context, Envelope
+from runtime.errors import StartError
+from runtime.mailbox import Mailbox
+from runtime.metrics import Metrics
+from runtime.window import Window, WindowPolicy
+from transport.errors import Overloaded, Unavailable
+from transport.messages import (
+    Batch,
+    Ping,
+    Pong,
+    RowsPart,
+    ScoresBatch,
+    StatsReply,
+    StatsRequest,
+)
+
+log = logging.getLogger(__name__)
+
+# Messages taken from the mailbox at a time.
+_RECEIVE_MOST = 256
+
+
+@attrs.frozen(kw_only=True)
+class ExecutorOptions:
+    """The options of an executor in a topology file.
+
+    Attributes:
+        lanes: Launches under way at once; on a host, threads that run the dense graph.
+        max_rows: Rows of the largest bucket. Larger requests are split and joined.
+        max_requests: Requests that share a launch at most.
+        linger_us: How long an idle lane may wait for company, in microseconds.
+        backlog_rows: High-water mark: above it, requests are answered ``overloaded`` at once.
+    """
+
+    lanes: int = attrs.field(default=1, validator=[instance_of(int), ge(1)])
+    max_rows: int = attrs.field(default=2048, validator=[instance_of(int), ge(1)])
+    max_requests: int = attrs.field(default=256, validator=[instance_of(int), ge(1)])
+    linger_us: int = attrs.field(default=0, validator=[instance_of(int), ge(0)])
+    backlog_rows: int = attrs.field(default=1 << 18, validator=[instance_of(int), ge(1)])
+
+
+class Executor:
+    """Serves one model. Answers each request of each ``Batch`` once, to its gateway."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._options = read_options(ExecutorOptions, context.name, context.options)
+        self._metrics = Metrics()
+        self._timer = trio.CancelScope()
+        self._pumped = trio.Event()
+        self._limiter = trio.CapacityLimiter(self._options.lanes)
+
+    async def run(
+        self, mailbox: Mailbox, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until the mailbox is closed and empty and every launch is done."""
+        engine = await trio.to_thread.run_sync(self._open)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tick, engine, nursery)
+                task_status.started()
+                while envelopes := await mailbox.receive_batch(_RECEIVE_MOST):
+                    for envelope in envelopes:
+                        self._serve(engine, envelope)
+                    self._pump(engine, nursery)
+                while not engine.idle:
+                    self._pumped = trio.Event()
+                    await self._pumped.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            engine.close()
+
+    def _open(self) -> Engine:
+        """Load the dense graph; the slow part of starting."""
+        name = self._context.name
+        served = [m for m in self._context.topology.models.values() if name in m.executors]
+        if len(served) != 1:
+            names = ", ".join(model.name for model in served) or "none"
+            raise StartError(
+                f"actor {name}: an executor serves one model; the topology says {names}"
+            )
+        [model] = served
+        options = self._options
+        bundle = load_bundle(model.bundle)
+        dense = HostExecutor(
+            bundle,
+            n_lanes=options.lanes,
+            max_rows=options.max_rows,
+            max_requests=options.max_requests,
+        )
+        return Engine(
+            version=bundle.manifest.version,
+            dense=dense,
+            layout=BlockLayout.of(bundle.manifest, shard_layouts(bundle, len(model.shards))),
+            policy=WindowPolicy(
+                max_rows=dense.max_rows,
+                max_requests=dense.max_requests,
+                n_lanes=dense.n_lanes,
+                bucket=dense.bucket,
+                linger=options.linger_us * 1e-6,
+                backlog_rows=options.backlog_rows,
+            ),
+            tell=self._tell,
+            metrics=self._metrics,
+        )
+
+    def _serve(self, engine: Engine, envelope: Envelope) -> None:
+        message = envelope.message
+        if isinstance(message, Batch):
+            engine.begin(message, envelope.received_at)
+        elif isinstance(message, RowsPart):
+            engine.add(message, envelope.received_at)
+        elif envelope.reply is None:
+            self._metrics.count("strays")
+        elif isinstance(message, Ping):
+            envelope.reply(Pong(request_id=message.request_id, status="ready"))
+        elif isinstance(message, StatsRequest):
+            stats = json.dumps(self._metrics.snapshot())
+            envelope.reply(StatsReply(request_id=message.request_id, stats=stats))
+            if message.reset:
+                self._metrics.reset()
+        else:
+            self._metrics.count("strays")
+
+    def _pump(self, engine: Engine, nursery: trio.Nursery) -> None:
+        """Launch what is to run now, and set the timer for what comes next."""
+        now = trio.current_time()
+        for window in engine.windows(now):
+            nursery.start_soon(self._launch, engine, window, nursery)
+        wake_at = engine.wake_at(now)
+        self._timer.deadline = math.inf if wake_at is None else wake_at
+        self._pumped.set()
+
+    async def _launch(self, engine: Engine, window: Window[Work], nursery: trio.Nursery) -> None:
+        launched = trio.current_time()
+        try:
+            scores = await trio.to_thread.run_sync(
+                engine.dense.run,
+                window.lane,
+                window.n_requests,
+                window.n_rows,
+                limiter=self._limiter,
+            )
+        except KernelsError as error:
+            log.exception("%s: a launch failed", self._context.name)
+            engine.failed(window, launched, trio.current_time(), str(error))
+        else:
+            engine.done(window, scores, launched, trio.current_time())
+        self._pump(engine, nursery)
+
+    async def _tick(self, engine: Engine, nursery: trio.Nursery) -> None:
+        """Pump whenever the timer runs out; ``_pump`` sets it."""
+        while True:
+            with trio.CancelScope(deadline=self._timer.deadline) as self._timer:
+                await trio.sleep_forever()
+            self._pump(engine, nursery)
+
+    def _tell(self, gateway: str, scores: ScoresBatch) -> None:
+        try:
+            self._context.ref(gateway).tell(scores)
+        except (Overloaded, Unavailable) as error:
+            # The gateway itself is gone or stuck; its clients' time-outs are all that is left.
+            self._metrics.count("undelivered", len(scores.requests))
+            log.warning("%s to %s: %s", self._context.name, gateway, error)

@@ -1,0 +1,385 @@
+"""The gateway: takes clients' requests, parses their features, scatters lookups, answers.
+
+Requests that are at hand together travel together from here on, as one batch a model: that keeps
+Python's cost a message, not a request. At low load a batch is one request and waits for nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+import trio
+from attrs.validators import ge, instance_of, optional
+
+from actors.inflight import InFlight, Pending
+from actors.options import read_options
+from actors.scatter import ModelFront, open_front
+from kernels.features.blocks import ParsedBatch, RawRequest
+from runtime.actor import Context, Reply
+from runtime.mailbox import Mailbox
+from runtime.metrics import Metrics
+from transport.codec import Packet, decode, encode
+from transport.columns import decode_rows
+from transport.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    RemoteProtocolError,
+    Unavailable,
+)
+from transport.messages import (
+    ERROR_CODES,
+    OK,
+    ErrorReply,
+    Message,
+    ModelsReply,
+    ModelsRequest,
+    Ping,
+    Pong,
+    ScoreRequest,
+    ScoresBatch,
+    StatsReply,
+    StatsRequest,
+)
+from transport.sockets import RouterSocket
+
+# A deadline is noticed at most this much late; finer would only cost wake-ups.
+_SWEEP_S = 0.002
+# Messages taken at a time: bounds the time between two looks at the other source of them.
+_RECEIVE_MOST = 256
+# An executor that does not answer a request for its statistics in this time is left out of them.
+_STATS_BUDGET_S = 0.5
+
+
+@attrs.frozen(kw_only=True)
+class GatewayOptions:
+    """The options of a gateway in a topology file.
+
+    Attributes:
+        listen: ZeroMQ address for clients, ``tcp://127.0.0.1:7400``; none for use in process only.
+        max_in_flight: High-water mark: above it, requests are answered ``overloaded`` at once.
+        max_candidates: The most candidates that a request may have.
+        max_batch_rows: A batch is closed once it has that many rows, so that one batch does not
+            hold the others up for long.
+    """
+
+    listen: str | None = attrs.field(default=None, validator=optional(instance_of(str)))
+    max_in_flight: int = attrs.field(default=4096, validator=[instance_of(int), ge(1)])
+    max_candidates: int = attrs.field(default=50_000, validator=[instance_of(int), ge(1)])
+    max_batch_rows: int = attrs.field(default=8192, validator=[instance_of(int), ge(1)])
+
+
+@attrs.frozen(eq=False)
+class _Arrival:
+    """A request that was received; ``route`` is a client's identity or an ask's reply."""
+
+    request: ScoreRequest
+    route: bytes | Reply
+    at: float
+
+
+class Gateway:
+    """Serves clients. Answers each request once: scores, or an error that says why."""
+
+    # Its answers come back through its mailbox: on a stop it refuses new requests, waits for the
+    # answers to those under way, and only then returns.
+    drains_itself = True
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._options = read_options(GatewayOptions, context.name, context.options)
+        self._models: dict[str, ModelFront] = {}
+        self._flight = InFlight()
+        self._seq = itertools.count(1)
+        self._socket: RouterSocket | None = None
+        self._metrics = Metrics()
+        self._left = trio.Event()
+
+    async def run(
+        self, mailbox: Mailbox, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until the node stops this actor and every request has its answer."""
+        for name in self._context.topology.models:
+            self._models[name] = open_front(
+                self._context, name, max_candidates=self._options.max_candidates
+            )
+        async with trio.open_nursery() as nursery:
+            if self._options.listen is not None:
+                self._socket = RouterSocket.bind(self._options.listen)
+            try:
+                if self._socket is not None:
+                    nursery.start_soon(self._serve_clients, self._socket, nursery)
+                nursery.start_soon(self._serve_mailbox, mailbox, nursery)
+                nursery.start_soon(self._sweep)
+                task_status.started()
+                await self._context.stopping.wait()
+                while self._flight.n_requests:
+                    self._left = trio.Event()
+                    await self._left.wait()
+                mailbox.close()
+                nursery.cancel_scope.cancel()
+            finally:
+                if self._socket is not None:
+                    with trio.CancelScope(shield=True):
+                        await self._socket.aclose()
+
+    # Arrivals
+
+    async def _serve_clients(self, socket: RouterSocket, nursery: trio.Nursery) -> None:
+        while True:
+            received = await socket.receive_batch(_RECEIVE_MOST)
+            now = trio.current_time()
+            arrivals = []
+            for identity, frames in received:
+                try:
+                    message = decode(frames).message
+                except RemoteProtocolError as error:
+                    self._metrics.count("damaged")
+                    self._refuse(identity, error.request_id or 0, "invalid", str(error))
+                    continue
+                if type(message) is ScoreRequest:
+                    arrivals.append(_Arrival(message, identity, now))
+                else:
+                    self._serve_other(message, identity, nursery)
+            self._admit(arrivals)
+
+    async def _serve_mailbox(self, mailbox: Mailbox, nursery: trio.Nursery) -> None:
+        while envelopes := await mailbox.receive_batch(_RECEIVE_MOST):
+            arrivals = []
+            for envelope in envelopes:
+                message = envelope.message
+                if type(message) is ScoresBatch:
+                    self._settle(message)
+                elif envelope.reply is None:
+                    self._metrics.count("strays")
+                elif type(message) is ScoreRequest:
+                    arrivals.append(_Arrival(message, envelope.reply, envelope.received_at))
+                else:
+                    self._serve_other(message, envelope.reply, nursery)
+            self._admit(arrivals)
+
+    def _serve_other(self, message: Message, route: bytes | Reply, nursery: trio.Nursery) -> None:
+        if isinstance(message, Ping):
+            status = "draining" if self._context.stopping.is_set() else "ready"
+            self._answer(route, Pong(request_id=message.request_id, status=status))
+        elif isinstance(message, ModelsRequest):
+            models = json.dumps({name: model.describe() for name, model in self._models.items()})
+            self._answer(route, ModelsReply(request_id=message.request_id, models=models))
+        elif isinstance(message, StatsRequest):
+            nursery.start_soon(self._answer_stats, message, route)
+        else:
+            request_id = getattr(message, "request_id", 0)
+            problem = f"a client cannot send {type(message).__name__}"
+            self._refuse(route, request_id, "invalid", problem)
+
+    def _admit(self, arrivals: Sequence[_Arrival]) -> None:
+        """Refuse what can be refused unread; send the rest on, one batch a model."""
+        by_model: dict[str, list[_Arrival]] = {}
+        room = self._options.max_in_flight - self._flight.n_requests
+        for arrival in arrivals:
+            refusal = self._refusal(arrival.request, room)
+            if refusal is not None:
+                self._refuse(arrival.route, arrival.request.request_id, *refusal)
+            elif arrival.request.n_candidates == 0:
+                model = self._models[arrival.request.model]
+                self._answer(arrival.route, model.no_scores(arrival.request.request_id))
+            else:
+                room -= 1
+                by_model.setdefault(arrival.request.model, []).append(arrival)
+        for name, of_model in by_model.items():
+            for chunk in _chunks(of_model, self._options.max_batch_rows):
+                self._parse(self._models[name], chunk)
+
+    def _refusal(self, request: ScoreRequest, room: int) -> tuple[str, str, str] | None:
+        """Return code, message and field if a request is refused unread."""
+        if self._context.stopping.is_set():
+            return "unavailable", "the gateway is draining", ""
+        if request.model not in self._models:
+            known = ", ".join(sorted(self._models))
+            return "invalid", f"model: no model {request.model!r} here; there are {known}", "model"
+        if request.n_candidates > self._options.max_candidates:
+            limit = self._options.max_candidates
+            problem = f"n_candidates: {request.n_candidates} is over the limit of {limit}"
+            return "invalid", problem, "n_candidates"
+        if request.budget_us <= 0:
+            return "deadline", "the budget was spent before the request arrived", ""
+        if room <= 0:
+            limit = self._options.max_in_flight
+            return "overloaded", f"{limit} requests are in flight, the high-water mark", ""
+        return None
+
+    def _parse(self, model: ModelFront, arrivals: Sequence[_Arrival]) -> None:
+        raw: list[RawRequest] = []
+        readable: list[_Arrival] = []
+        for arrival in arrivals:
+            try:
+                raw.append(_raw_request(arrival.request))
+            except InvalidRequest as error:
+                request_id = arrival.request.request_id
+                self._refuse(arrival.route, request_id, "invalid", str(error), error.field)
+            else:
+                readable.append(arrival)
+        if not raw:
+            return
+        parsed = model.parser.parse(raw)
+        for position, problem in parsed.failed.items():
+            request_id = readable[position].request.request_id
+            route = readable[position].route
+            self._refuse(route, request_id, "invalid", str(problem), problem.field)
+        if len(parsed.parsed):
+            self._scatter(model, parsed, [readable[position] for position in parsed.parsed])
+
+    def _scatter(
+        self, model: ModelFront, parsed: ParsedBatch, arrivals: Sequence[_Arrival]
+    ) -> None:
+        now = trio.current_time()
+        pending = [_pending(arrival, now) for arrival in arrivals]
+        seq = next(self._seq)
+        executor = min(model.executors, key=lambda ref: self._flight.rows_at(ref.name))
+        budgets_us = np.array([(request.deadline - now) * 1e6 for request in pending])
+        batch, lookups = model.messages(
+            parsed,
+            np.maximum(budgets_us, 0).astype(np.int64),
+            gateway=self._context.name,
+            seq=seq,
+            executor=executor.name,
+        )
+        self._flight.add(seq, pending, executor.name)
+        self._metrics.count("batches")
+        self._metrics.observe_many("parse_us", [(now - each.arrived) * 1e6 for each in pending])
+        try:
+            executor.tell(batch)
+            for ref, lookup in lookups:
+                ref.tell(lookup)
+        except (Overloaded, Unavailable) as error:
+            for request in self._flight.fail(seq):
+                self._refuse(request.route, request.request_id, error.code, str(error))
+
+    # Answers
+
+    def _settle(self, scores: ScoresBatch) -> None:
+        """Answer the requests of a batch that an executor, or a shard for it, is done with."""
+        now = trio.current_time()
+        start = 0
+        settled = self._flight.settle(scores.seq, scores.requests.tolist())
+        for (request, wanted), code in zip(settled, scores.codes.tolist(), strict=False):
+            if code != OK:
+                if wanted:
+                    name = ERROR_CODES[code]
+                    self._refuse(request.route, request.request_id, name, scores.message)
+                continue
+            stop = start + request.n_rows
+            if wanted:
+                model = self._models[request.model]
+                reply = model.reply(request.request_id, scores.scores[start:stop])
+                self._answer(request.route, reply)
+                self._metrics.count("answered_rows", request.n_rows)
+            start = stop
+        self._observe(settled, scores, now)
+        self._left.set()
+
+    def _observe(
+        self, settled: list[tuple[Pending, bool]], scores: ScoresBatch, now: float
+    ) -> None:
+        self._metrics.observe_many("join_us", scores.join_us.tolist())
+        self._metrics.observe_many("queue_us", scores.queue_us.tolist())
+        self._metrics.observe_many("compute_us", scores.compute_us.tolist())
+        inside = (scores.join_us + scores.queue_us + scores.compute_us).tolist()
+        self._metrics.count("answered", len(settled))
+        self._metrics.observe_many(
+            "reply_us",
+            [
+                (now - each.parsed) * 1e6 - us
+                for (each, _), us in zip(settled, inside, strict=False)
+            ],
+        )
+        self._metrics.observe_many("total_us", [(now - each.arrived) * 1e6 for each, _ in settled])
+
+    async def _sweep(self) -> None:
+        """Answer those whose budget ran out, whoever holds them up."""
+        while True:
+            await trio.sleep(_SWEEP_S)
+            for request in self._flight.expire(trio.current_time()):
+                self._refuse(request.route, request.request_id, "deadline", "the budget ran out")
+            self._left.set()
+
+    async def _answer_stats(self, message: StatsRequest, route: bytes | Reply) -> None:
+        """Answer with this actor's statistics, and those of the models' shards and executors."""
+        names = {
+            name
+            for model in self._context.topology.models.values()
+            for name in (*model.shards, *model.executors)
+        }
+        stats: dict[str, Any] = {self._context.name: self._metrics.snapshot()}
+
+        async def ask(name: str) -> None:
+            try:
+                reply = await self._context.ref(name).ask(message, budget=_STATS_BUDGET_S)
+            except (Overloaded, Unavailable, DeadlineExceeded) as error:
+                stats[name] = {"error": error.code}
+            else:
+                if isinstance(reply, StatsReply):
+                    stats[name] = json.loads(reply.stats)
+
+        async with trio.open_nursery() as nursery:
+            for name in sorted(names):
+                nursery.start_soon(ask, name)
+        if message.reset:
+            self._metrics.reset()
+        self._answer(route, StatsReply(request_id=message.request_id, stats=json.dumps(stats)))
+
+    def _refuse(
+        self, route: bytes | Reply, request_id: int, code: str, message: str, field: str = ""
+    ) -> None:
+        self._metrics.count(f"refused_{code}")
+        reply = ErrorReply(request_id=request_id, code=code, message=message, field=field)
+        self._answer(route, reply)
+
+    def _answer(self, route: bytes | Reply, message: Message) -> None:
+        if not isinstance(route, bytes):
+            route(message)
+        elif self._socket is not None and not self._socket.try_send(
+            route, encode(Packet(to="", ask_id=0, message=message))
+        ):
+            # The client is gone, or does not read what it asked for.
+            self._metrics.count("undeliverable")
+
+
+def _raw_request(request: ScoreRequest) -> RawRequest:
+    if not request.rows:
+        return RawRequest(request.n_candidates, request.blocks)
+    n_candidates, blocks = decode_rows(request.rows)
+    if n_candidates != request.n_candidates:
+        raise InvalidRequest(
+            f"n_candidates: {request.n_candidates}, but there are {n_candidates} rows",
+            "n_candidates",
+        )
+    return RawRequest(n_candidates, blocks)
+
+
+def _pending(arrival: _Arrival, now: float) -> Pending:
+    return Pending(
+        request_id=arrival.request.request_id,
+        route=arrival.route,
+        model=arrival.request.model,
+        n_rows=arrival.request.n_candidates,
+        arrived=arrival.at,
+        parsed=now,
+        deadline=arrival.at + arrival.request.budget_us * 1e-6,
+    )
+
+
+def _chunks(arrivals: Sequence[_Arrival], max_rows: int) -> Iterator[Sequence[_Arrival]]:
+    """Yield runs of arrivals, each of at most ``max_rows`` rows or of a single request."""
+    first, n_rows = 0, 0
+    for position, arrival in enumerate(arrivals):
+        n_rows += arrival.request.n_candidates
+        if n_rows > max_rows and position > first:
+            yield arrivals[first:position]
+            first, n_rows = position, arrival.request.n_candidates
+    yield arrivals[first:]

@@ -1,0 +1,154 @@
+"""One model as the gateway sees it: requests to ids, ids to the messages of a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.bundle.load import Bundle, load_bundle
+from kernels.features.blocks import ParsedBatch
+from kernels.features.parser import Parser
+from kernels.lookup import ShardLayout, assign_tables, shard_layout
+from runtime.actor import Context, Ref
+from transport.messages import Batch, LookupBatch, ScoreReply
+
+
+@attrs.frozen(eq=False)
+class ShardRoute:
+    """What one shard is asked: its part of the ids, by the placement that all sides derive."""
+
+    ref: Ref
+    user: ShardLayout
+    candidate: ShardLayout
+
+
+def shard_layouts(bundle: Bundle, n_shards: int) -> list[tuple[ShardLayout, ShardLayout]]:
+    """Return each shard's user and candidate layout, by the model's order of shards."""
+    manifest = bundle.manifest
+    return [
+        (shard_layout(manifest.user, tables), shard_layout(manifest.candidate, tables))
+        for tables in assign_tables(manifest, n_shards)
+    ]
+
+
+@attrs.frozen(eq=False)
+class ModelFront:
+    """The gateway's side of one model.
+
+    Attributes:
+        shards: The shards that have something to look up, in the order of a batch's parts.
+    """
+
+    name: str
+    bundle: Bundle
+    parser: Parser
+    shards: list[ShardRoute]
+    executors: list[Ref]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a client may want to know of the model, for JSON."""
+        return {
+            "version": self.bundle.manifest.version,
+            "features": self.parser.spec.describe(),
+            "outputs": [
+                {"name": output.name, "width": output.width}
+                for output in self.bundle.manifest.outputs
+            ],
+        }
+
+    def reply(self, request_id: int, scores: NDArray[np.float32]) -> ScoreReply:
+        """Return the answer that carries these scores."""
+        outputs = self.bundle.manifest.outputs
+        return ScoreReply(
+            request_id=request_id,
+            outputs=tuple(output.name for output in outputs),
+            widths=tuple(output.width for output in outputs),
+            scores=scores,
+        )
+
+    def no_scores(self, request_id: int) -> ScoreReply:
+        """Return the answer to a request without candidates."""
+        n_columns = sum(output.width for output in self.bundle.manifest.outputs)
+        return self.reply(request_id, np.empty((0, n_columns), np.float32))
+
+    def messages(
+        self,
+        parsed: ParsedBatch,
+        budgets_us: NDArray[np.int64],
+        *,
+        gateway: str,
+        seq: int,
+        executor: str,
+    ) -> tuple[Batch, list[tuple[Ref, LookupBatch]]]:
+        """Return what the executor and each shard are told about a batch.
+
+        Args:
+            parsed: The batch.
+            budgets_us: int64 ``[K]``, time left of each of its requests.
+            gateway: Where the executor sends scores.
+            seq: The batch's number.
+            executor: Where the shards send their rows.
+        """
+        version = self.bundle.manifest.version
+        batch = Batch(
+            gateway=gateway,
+            seq=seq,
+            model=self.name,
+            version=version,
+            n_parts=len(self.shards),
+            n_rows=parsed.n_rows,
+            budgets_us=budgets_us,
+            user_values=parsed.user.values,
+            candidate_values=parsed.candidate.values,
+        )
+        patience_us = int(budgets_us.max())
+        lookups = [
+            (
+                route.ref,
+                LookupBatch(
+                    gateway=gateway,
+                    seq=seq,
+                    model=self.name,
+                    version=version,
+                    executor=executor,
+                    part=part,
+                    budget_us=patience_us,
+                    user_ids=_rows(parsed.user.ids, route.user.id_rows),
+                    user_weights=_rows(parsed.user.weights, route.user.weight_rows),
+                    candidate_ids=_rows(parsed.candidate.ids, route.candidate.id_rows),
+                    candidate_weights=_rows(parsed.candidate.weights, route.candidate.weight_rows),
+                ),
+            )
+            for part, route in enumerate(self.shards)
+        ]
+        return batch, lookups
+
+
+def open_front(context: Context, name: str, *, max_candidates: int) -> ModelFront:
+    """Load what a gateway needs of a model of its topology.
+
+    Raises:
+        BundleError, SpecError: The bundle cannot be served.
+    """
+    model = context.topology.models[name]
+    bundle = load_bundle(model.bundle)
+    layouts = shard_layouts(bundle, len(model.shards))
+    return ModelFront(
+        name=name,
+        bundle=bundle,
+        parser=Parser.for_bundle(bundle, max_candidates=max_candidates),
+        shards=[
+            ShardRoute(context.ref(shard), user, candidate)
+            for shard, (user, candidate) in zip(model.shards, layouts, strict=True)
+            if user.width or candidate.width
+        ],
+        executors=[context.ref(executor) for executor in model.executors],
+    )
+
+
+def _rows(matrix: NDArray[Any], rows: NDArray[np.intp]) -> NDArray[Any]:
+    """Return some rows of a matrix; the matrix itself, not a copy, if that is all of them."""
+    return matrix if len(rows) == len(matrix) else matrix[rows]
