@@ -65,6 +65,7 @@ class Ref(Protocol):
             Overloaded: As for ``tell``.
             Unavailable: As for ``tell``, or the actor died before it answered.
             DeadlineExceeded: No answer came in time.
+            RequestError: The answer was an ``ErrorReply``: the error of its code.
         """
 
 
@@ -80,8 +81,12 @@ class Context(Protocol):
         """The whole cluster's topology."""
 
     @property
+    def stopping(self) -> trio.Event:
+        """Set when the actor is to refuse new work, finish what it took, and return."""
+
+    @property
     def options(self) -> Mapping[str, Any]:
-        """The actor's own table of the topology file, without ``class``."""
+        """The actor's own table of the topology file, without ``class`` and ``mailbox``."""
 
     def ref(self, actor: str) -> Ref:
         """Return a reference to an actor by name; cheap, and the same object each time.
@@ -99,10 +104,18 @@ class Actor(Protocol):
 
     ``run`` calls ``task_status.started()`` when it can answer, then serves its mailbox until that
     is closed and empty, finishes what it took, and returns. An exception out of ``run`` is the
-    actor's death: its supervisor restarts it, with a new object and the same mailbox.
+    actor's death, as is a return that nobody asked for: its supervisor restarts it, with a new
+    object and the same mailbox.
+
+    To stop an actor, its supervisor sets ``context.stopping`` and closes its mailbox. An actor
+    that needs its mailbox to finish what it took, as results come back through it, says
+    ``drains_itself = True`` in its class: then closing the mailbox is left to it.
+
+    ``run`` may not hold the event loop for long (half a second is what liveness allows): what
+    takes longer, loading for instance, belongs in ``trio.to_thread.run_sync``.
     """
 
     async def run(
         self, mailbox: Mailbox, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve until the mailbox is closed and empty."""
+        """Serve until the mailbox is closed and empty, and all that was taken is done."""

@@ -1,0 +1,54 @@
+"""Errors of ``runtime``, named for what whoever catches them does."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from transport.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    RequestError,
+    Unavailable,
+)
+from transport.messages import ErrorReply
+
+_BY_CODE: Final[dict[str, type[RequestError]]] = {
+    error.code: error
+    for error in (InvalidRequest, Overloaded, DeadlineExceeded, Unavailable, InternalError)
+}
+
+
+class NodeError(Exception):
+    """Base of everything that ``runtime`` raises on purpose, refusals of a request aside."""
+
+
+class StartError(NodeError):
+    """A node cannot start as it is configured: fix what the message names, then start again."""
+
+
+class TopologyError(StartError):
+    """The topology is wrong: fix the named key of the named table of the cluster file.
+
+    Attributes:
+        table: Dotted name of the table, or ``""``.
+        key: The key in it, or ``""`` if the table itself is at fault.
+        problem: What is wrong there.
+    """
+
+    def __init__(self, table: str, key: str, problem: str, place: str = "") -> None:
+        where = f"[{table}] " if table else ""
+        super().__init__(f"{place}{where}{key}{': ' if key else ''}{problem}")
+        self.table = table
+        self.key = key
+        self.problem = problem
+
+
+class ActorDied(NodeError):
+    """An actor broke, and its supervisor gave up on it: see ``__cause__``."""
+
+
+def error_of(reply: ErrorReply) -> RequestError:
+    """Return the exception that an ``ErrorReply`` stands for, ready to be raised."""
+    return _BY_CODE.get(reply.code, InternalError)(reply.message, reply.field)

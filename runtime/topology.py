@@ -1,0 +1,261 @@
+"""The cluster as a frozen value: its nodes, the actors in each, the models that they serve.
+
+``runtime.cluster_file`` reads one from TOML; ``all_in_one`` and ``spread`` make the two usual ones.
+Nodes and actors stop in the order given here, so the gateway comes first: it refuses new work while
+the others still finish what it took.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import re
+import tempfile
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from runtime.errors import TopologyError
+from runtime.mailbox import CAPACITY
+
+# Names end up in socket paths and log prefixes.
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
+_BIND: Final = re.compile(r"(tcp://.+:\d+|ipc://.+)")
+# The kernel's limit for the path of a Unix socket is 107 bytes (unix(7)), 103 on macOS.
+_IPC_PATH_MOST: Final = 103
+
+
+@attrs.frozen(kw_only=True)
+class ActorSpec:
+    """An actor: the dotted name of its class, its mailbox's capacity, options of its own."""
+
+    name: str
+    class_name: str
+    mailbox: int = CAPACITY
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class NodeSpec:
+    """A process. ``bind`` is where other nodes reach it: ZeroMQ's ``tcp://`` or ``ipc://``."""
+
+    name: str
+    actors: tuple[ActorSpec, ...]
+    bind: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class ModelSpec:
+    """A model: its bundle's folder and the names of the actors that serve it."""
+
+    name: str
+    bundle: Path
+    shards: tuple[str, ...]
+    executors: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Topology:
+    """A cluster.
+
+    Attributes:
+        run_folder: Where the sockets and the lock of this machine's part lie.
+        drain_s: Time each node has to finish what it took when it is stopped.
+
+    Raises:
+        TopologyError: Names are malformed or double, or refer to nothing.
+    """
+
+    name: str
+    nodes: tuple[NodeSpec, ...]
+    models: Mapping[str, ModelSpec] = attrs.field(factory=dict)
+    run_folder: Path = attrs.field(factory=lambda: default_run_folder("in-process", Path.cwd()))
+    drain_s: float = 10.0
+
+    def __attrs_post_init__(self) -> None:
+        _check_name("cluster", "name", self.name)
+        if not self.nodes:
+            raise TopologyError("nodes", "", "a cluster has at least one node")
+        if not 0 <= self.drain_s < float("inf"):
+            raise TopologyError("cluster", "drain_s", f"want seconds, got {self.drain_s}")
+        homes: dict[str, str] = {}
+        for node in self.nodes:
+            self._check_node(node)
+            for actor in node.actors:
+                if actor.name in homes:
+                    raise TopologyError(
+                        f"nodes.{node.name}.actors.{actor.name}",
+                        "",
+                        f"node {homes[actor.name]!r} has an actor of that name already",
+                    )
+                homes[actor.name] = node.name
+        for model in self.models.values():
+            for key, names in (("shards", model.shards), ("executors", model.executors)):
+                _check_actors(f"models.{model.name}", key, names, homes)
+
+    def node(self, name: str) -> NodeSpec:
+        """Return a node by name.
+
+        Raises:
+            KeyError: There is none.
+        """
+        return self._nodes[name]
+
+    def node_of(self, actor: str) -> NodeSpec:
+        """Return the node that an actor lives in.
+
+        Raises:
+            KeyError: There is no actor of that name.
+        """
+        return self._homes[actor]
+
+    def address(self, node: str) -> str:
+        """Return the ZeroMQ address at which a node is reached by the others."""
+        return self._nodes[node].bind or f"ipc://{self.run_folder / node}.ipc"
+
+    @cached_property
+    def _nodes(self) -> dict[str, NodeSpec]:
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def _homes(self) -> dict[str, NodeSpec]:
+        return {actor.name: node for node in self.nodes for actor in node.actors}
+
+    def _check_node(self, node: NodeSpec) -> None:
+        table = f"nodes.{node.name}"
+        _check_name(table, "", node.name)
+        if [each.name for each in self.nodes].count(node.name) > 1:
+            raise TopologyError(table, "", "there are two nodes of that name")
+        if not node.actors:
+            raise TopologyError(table, "actors", "a node has at least one actor")
+        if node.bind is not None and not _BIND.fullmatch(node.bind):
+            problem = f"want tcp://HOST:PORT or ipc://PATH, got {node.bind!r}"
+            raise TopologyError(table, "bind", problem)
+        address = self.address(node.name)
+        path_bytes = len(address.removeprefix("ipc://").encode())
+        if len(self.nodes) > 1 and address.startswith("ipc://") and path_bytes > _IPC_PATH_MOST:
+            problem = f"{address} is over {_IPC_PATH_MOST} bytes: choose a shorter one"
+            raise TopologyError("cluster", "run_folder", problem)
+        for actor in node.actors:
+            _check_name(f"{table}.actors.{actor.name}", "", actor.name)
+            if actor.mailbox < 1:
+                problem = f"want a capacity of at least 1, got {actor.mailbox}"
+                raise TopologyError(f"{table}.actors.{actor.name}", "mailbox", problem)
+
+
+def default_run_folder(name: str, home: Path) -> Path:
+    """Return the run folder of a cluster: of this user, and the same for each start.
+
+    Args:
+        name: The cluster's.
+        home: What tells clusters of one name apart: the path of the cluster file.
+    """
+    digest = hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:8]
+    return Path(tempfile.gettempdir()) / f"tensorbatch-{getpass.getuser()}" / f"{name}-{digest}"
+
+
+def all_in_one(
+    bundle: Path | str,
+    *,
+    model: str | None = None,
+    listen: str | None = None,
+    gateway: Mapping[str, Any] | None = None,
+    executor: Mapping[str, Any] | None = None,
+    drain_s: float = 10.0,
+) -> Topology:
+    """Return a cluster of one node with a gateway, a shard and an executor.
+
+    Args:
+        bundle: The model's bundle.
+        model: The model's name; if None, that of the bundle's folder.
+        listen: Where clients connect, such as ``tcp://127.0.0.1:7400``; None for nowhere, as when
+            the node is embedded in a service.
+        gateway: More options of the gateway.
+        executor: Options of the executor.
+        drain_s: Time to finish what was taken.
+    """
+    actors = (
+        _gateway(listen, gateway),
+        ActorSpec(name="shard-0", class_name=SHARD),
+        ActorSpec(name="executor-0", class_name=EXECUTOR, options=dict(executor or {})),
+    )
+    return _serving(bundle, model, (NodeSpec(name="node", actors=actors),), 1, drain_s)
+
+
+def spread(
+    bundle: Path | str,
+    *,
+    listen: str,
+    model: str | None = None,
+    n_shards: int = 2,
+    gateway: Mapping[str, Any] | None = None,
+    executor: Mapping[str, Any] | None = None,
+    drain_s: float = 10.0,
+) -> Topology:
+    """Return a cluster of a gateway, shards and an executor, each in a node of its own.
+
+    Arguments are those of ``all_in_one``.
+    """
+    shards = [ActorSpec(name=f"shard-{i}", class_name=SHARD) for i in range(n_shards)]
+    engine = ActorSpec(name="executor-0", class_name=EXECUTOR, options=dict(executor or {}))
+    nodes = tuple(
+        NodeSpec(name=actor.name, actors=(actor,))
+        for actor in (_gateway(listen, gateway), *shards, engine)
+    )
+    return _serving(bundle, model, nodes, n_shards, drain_s)
+
+
+GATEWAY: Final = "actors.gateway.Gateway"
+SHARD: Final = "actors.shard.EmbeddingShard"
+EXECUTOR: Final = "actors.executor.Executor"
+
+
+def _gateway(listen: str | None, options: Mapping[str, Any] | None) -> ActorSpec:
+    own = dict(options or {})
+    if listen is not None:
+        own["listen"] = listen
+    return ActorSpec(name="gateway", class_name=GATEWAY, options=own)
+
+
+def _serving(
+    bundle: Path | str,
+    model: str | None,
+    nodes: tuple[NodeSpec, ...],
+    n_shards: int,
+    drain_s: float,
+) -> Topology:
+    folder = Path(bundle).resolve()
+    name = model or folder.name
+    served = ModelSpec(
+        name=name,
+        bundle=folder,
+        shards=tuple(f"shard-{i}" for i in range(n_shards)),
+        executors=("executor-0",),
+    )
+    return Topology(
+        name="tensorbatch",
+        nodes=nodes,
+        models={name: served},
+        run_folder=default_run_folder("tensorbatch", folder),
+        drain_s=drain_s,
+    )
+
+
+def _check_name(table: str, key: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        problem = f"{name!r} is no name: want up to 40 letters, digits, '_', '-' and '.'"
+        raise TopologyError(table, key, problem)
+
+
+def _check_actors(table: str, key: str, names: tuple[str, ...], homes: Mapping[str, str]) -> None:
+    if not names:
+        raise TopologyError(table, key, "want at least one actor")
+    for name in names:
+        if name not in homes:
+            known = ", ".join(sorted(homes))
+            raise TopologyError(table, key, f"there is no actor {name!r}; there are {known}")
+        if names.count(name) > 1:
+            raise TopologyError(table, key, f"actor {name!r} is named twice")
