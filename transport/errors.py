@@ -12,7 +12,15 @@ class LocalProtocolError(TransportError):
 
 
 class RemoteProtocolError(TransportError):
-    """A peer sent something that the protocol does not allow: drop it, answer it, serve on."""
+    """A peer sent something that the protocol does not allow: drop it, answer it, serve on.
+
+    Attributes:
+        request_id: Of the request at fault, where that much could be read: answer it; else None.
+    """
+
+    def __init__(self, message: str, request_id: int | None = None) -> None:
+        super().__init__(message)
+        self.request_id = request_id
 
 
 class RequestError(TransportError):

@@ -48,6 +48,19 @@ def _matrix(dtype: type[np.generic], ndim: int) -> Any:  # noqa: ANN401 - an att
     return check
 
 
+def _require(condition: object, want: str) -> None:
+    if not condition:
+        raise LocalProtocolError(f"want {want}")
+
+
+def _is_splits(value: Array) -> bool:
+    return value.dtype == np.int32 and value.ndim == 1 and len(value) > 0
+
+
+def _form(value: Array | None) -> str:
+    return "absent" if value is None else f"{value.dtype} {value.shape}"
+
+
 @attrs.frozen(kw_only=True, eq=False)
 class Block:
     """Raw columns of one side of one request that share a type.
@@ -66,6 +79,10 @@ class Block:
     Attributes:
         side: ``USER`` or ``CANDIDATE``.
         names: Feature names, one for each leading index of ``values``.
+
+    Raises:
+        LocalProtocolError: It has none of these forms. What the splits hold is not looked at, nor
+            whether ``n`` is that of the request: the feature parser does, which can name the row.
     """
 
     side: int
@@ -73,6 +90,27 @@ class Block:
     values: Array
     row_splits: I32 | None = None
     char_splits: I32 | None = None
+
+    def __attrs_post_init__(self) -> None:
+        values, rows, chars, n_names = self.values, self.row_splits, self.char_splits, 1
+        if rows is None and chars is None:
+            ok = values.ndim in (2, 3)
+            n_names = len(values) if ok else 0
+        else:
+            ok = values.ndim == 1 and (rows is None or _is_splits(rows))
+            if chars is not None:
+                ok = ok and values.dtype == np.uint8 and _is_splits(chars)
+        if (
+            not ok
+            or type(self.names) is not tuple
+            or len(self.names) != n_names
+            or values.dtype.kind not in "fiub"
+        ):
+            raise LocalProtocolError(
+                f"Block of {len(self.names)} names {self.names[:3]}: no form has values "
+                f"{values.dtype} {values.shape}, row_splits {_form(rows)}, char_splits "
+                f"{_form(chars)}"
+            )
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -111,6 +149,13 @@ class ScoreReply:
     widths: tuple[int, ...]
     scores: F32 = attrs.field(validator=_matrix(np.float32, 2))
 
+    def __attrs_post_init__(self) -> None:
+        if len(self.outputs) != len(self.widths) or sum(self.widths) != self.scores.shape[1]:
+            raise LocalProtocolError(
+                f"scores {self.scores.shape} are not of outputs {self.outputs} "
+                f"with widths {self.widths}"
+            )
+
 
 @attrs.frozen(kw_only=True)
 class ErrorReply:
@@ -126,6 +171,9 @@ class ErrorReply:
     code: str
     message: str
     field: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        _require(self.code in ERROR_CODES[1:], f"an error code, got {self.code!r:.40}")
 
 
 @attrs.frozen(kw_only=True)
@@ -195,6 +243,17 @@ class Batch:
     user_values: F32 = attrs.field(validator=_matrix(np.float32, 2))
     candidate_values: F32 = attrs.field(validator=_matrix(np.float32, 2))
 
+    def __attrs_post_init__(self) -> None:
+        n_requests, n_rows = len(self.n_rows), int(self.n_rows.sum())
+        _require(
+            len(self.budgets_us) == n_requests == len(self.user_values)
+            and len(self.candidate_values) == n_rows
+            and (n_requests == 0 or self.n_rows.min() >= 0),
+            f"budgets and user values of {n_requests} requests and candidate values of {n_rows} "
+            f"rows, got {len(self.budgets_us)}, {len(self.user_values)} and "
+            f"{len(self.candidate_values)}",
+        )
+
 
 @attrs.frozen(kw_only=True, eq=False)
 class LookupBatch:
@@ -245,6 +304,9 @@ class RowsPart:
     code: str = "ok"
     message: str = ""
 
+    def __attrs_post_init__(self) -> None:
+        _require(self.code in ERROR_CODES, f"a code, got {self.code!r:.40}")
+
 
 @attrs.frozen(kw_only=True, eq=False)
 class ScoresBatch:
@@ -268,6 +330,18 @@ class ScoresBatch:
     queue_us: I32 = attrs.field(validator=_matrix(np.int32, 1))
     compute_us: I32 = attrs.field(validator=_matrix(np.int32, 1))
     message: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        k = len(self.requests)
+        times = (self.join_us, self.queue_us, self.compute_us)
+        _require(
+            len(self.codes) == k and all(len(time) == k for time in times),
+            f"{k} codes and times, got {len(self.codes)} and {[len(time) for time in times]}",
+        )
+        _require(
+            k == 0 or int(self.codes.max()) < len(ERROR_CODES),
+            f"codes below {len(ERROR_CODES)}",
+        )
 
 
 Message: TypeAlias = (

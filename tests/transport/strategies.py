@@ -1,0 +1,164 @@
+"""Hypothesis strategies for every message class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from transport import messages as m
+from transport.codec import Packet
+
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+u64 = st.integers(0, 2**64 - 1)
+i64 = st.integers(-(2**63), 2**63 - 1)
+u32 = st.integers(0, 2**32 - 1)
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+sizes = st.integers(0, 5)
+NUMBERS = [
+    np.dtype(c) for c in ("?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "e", "f", "d")
+]
+
+
+def array(dtype: Any, *shape: int) -> st.SearchStrategy[Any]:  # noqa: ANN401
+    return hnp.arrays(dtype, shape)
+
+
+@st.composite
+def blocks(draw: st.DrawFn) -> m.Block:
+    side = draw(st.sampled_from([m.USER, m.CANDIDATE]))
+    form = draw(st.integers(0, 3))
+    n = draw(sizes)
+    if form == 0:
+        columns = tuple(draw(st.lists(names, min_size=1, max_size=4)))
+        shape = (len(columns), n, *draw(st.lists(sizes, max_size=1)))
+        dtype = draw(st.sampled_from(NUMBERS))
+        return m.Block(side=side, names=columns, values=draw(array(dtype, *shape)))
+    splits = array(np.int32, n + 1)
+    return m.Block(
+        side=side,
+        names=(draw(names),),
+        values=draw(array(np.uint8 if form & 2 else np.float32, draw(sizes))),
+        row_splits=draw(splits) if form & 1 else None,
+        char_splits=draw(splits) if form & 2 else None,
+    )
+
+
+@st.composite
+def score_requests(draw: st.DrawFn) -> m.ScoreRequest:
+    content: dict[str, Any]
+    if draw(st.booleans()):
+        content = {"rows": draw(st.binary(min_size=1, max_size=50))}
+    else:
+        content = {"blocks": tuple(draw(st.lists(blocks(), max_size=3)))}
+    return m.ScoreRequest(
+        request_id=draw(u64),
+        model=draw(names),
+        budget_us=draw(i64),
+        n_candidates=draw(u32),
+        **content,
+    )
+
+
+@st.composite
+def score_replies(draw: st.DrawFn) -> m.ScoreReply:
+    widths = tuple(draw(st.lists(sizes, max_size=3)))
+    return m.ScoreReply(
+        request_id=draw(u64),
+        outputs=tuple(draw(names) for _ in widths),
+        widths=widths,
+        scores=draw(array(np.float32, draw(sizes), sum(widths))),
+    )
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> m.Batch:
+    n_rows = np.array(draw(st.lists(sizes, max_size=4)), np.int32)
+    return m.Batch(
+        gateway=draw(names),
+        seq=draw(u64),
+        model=draw(names),
+        version=draw(names),
+        n_parts=draw(u32),
+        n_rows=n_rows,
+        budgets_us=draw(array(np.int64, len(n_rows))),
+        user_values=draw(array(np.float32, len(n_rows), draw(sizes))),
+        candidate_values=draw(array(np.float32, int(n_rows.sum()), draw(sizes))),
+    )
+
+
+@st.composite
+def lookup_batches(draw: st.DrawFn) -> m.LookupBatch:
+    n_users, n_rows = draw(sizes), draw(sizes)
+    return m.LookupBatch(
+        gateway=draw(names),
+        seq=draw(u64),
+        model=draw(names),
+        version=draw(names),
+        executor=draw(names),
+        part=draw(u32),
+        budget_us=draw(i64),
+        user_ids=draw(array(np.int64, draw(sizes), n_users)),
+        user_weights=draw(array(np.float32, draw(sizes), n_users)),
+        candidate_ids=draw(array(np.int64, draw(sizes), n_rows)),
+        candidate_weights=draw(array(np.float32, draw(sizes), n_rows)),
+    )
+
+
+@st.composite
+def rows_parts(draw: st.DrawFn) -> m.RowsPart:
+    return m.RowsPart(
+        gateway=draw(names),
+        seq=draw(u64),
+        part=draw(u32),
+        user=draw(array(np.float32, draw(sizes), draw(sizes))),
+        candidate=draw(array(np.float32, draw(sizes), draw(sizes))),
+        lookup_us=draw(i64),
+        code=draw(st.sampled_from(m.ERROR_CODES)),
+        message=draw(text),
+    )
+
+
+@st.composite
+def scores_batches(draw: st.DrawFn) -> m.ScoresBatch:
+    k = draw(sizes)
+    return m.ScoresBatch(
+        seq=draw(u64),
+        requests=draw(array(np.int32, k)),
+        codes=np.array(
+            draw(st.lists(st.integers(0, len(m.ERROR_CODES) - 1), min_size=k, max_size=k)),
+            np.uint8,
+        ),
+        scores=draw(array(np.float32, draw(sizes), draw(sizes))),
+        join_us=draw(array(np.int32, k)),
+        queue_us=draw(array(np.int32, k)),
+        compute_us=draw(array(np.int32, k)),
+        message=draw(text),
+    )
+
+
+messages: st.SearchStrategy[m.Message] = st.one_of(
+    score_requests(),
+    score_replies(),
+    batches(),
+    lookup_batches(),
+    rows_parts(),
+    scores_batches(),
+    st.builds(
+        m.ErrorReply,
+        request_id=u64,
+        code=st.sampled_from(m.ERROR_CODES[1:]),
+        message=text,
+        field=text,
+    ),
+    st.builds(m.ModelsRequest, request_id=u64),
+    st.builds(m.ModelsReply, request_id=u64, models=text),
+    st.builds(m.Ping, request_id=u64),
+    st.builds(m.Pong, request_id=u64, status=names),
+    st.builds(m.StatsRequest, request_id=u64, reset=st.booleans()),
+    st.builds(m.StatsReply, request_id=u64, stats=text),
+)
+
+packets = st.builds(Packet, to=text, ask_id=u64, message=messages)
