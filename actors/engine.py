@@ -105,17 +105,16 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether nothing is running or waiting to."""
-        return not self._n_running and not self._policy.n_waiting
+        return not self._n_running and not self._policy.n_requests
 
     # Work in
 
     def begin(self, head: Batch, at: float) -> None:
         """Take a batch's head."""
         if head.version != self._version:
-            n_requests = len(head.n_rows)
             problem = f"this executor has version {self._version[:12]}, not {head.version[:12]}"
-            nothing = np.zeros(n_requests, np.int32)
-            self._refuse(head.gateway, head.seq, range(n_requests), nothing, "unavailable", problem)
+            refused = Join(head.gateway, head.seq, at, joined=at)
+            self._refuse_of(refused, range(len(head.n_rows)), "unavailable", problem)
             return
         join = self._joins.begin(head, at)
         if join is not None:
@@ -145,18 +144,19 @@ class Engine:
     # Windows
 
     def windows(self, now: float) -> Iterator[Window[Work]]:
-        """Answer what is past its deadline; yield each window that is to run now, staged.
+        """Yield each window that is to run now, staged; then answer what is too late.
 
         The caller runs each on its lane, then calls ``done`` or ``failed``.
         """
-        for key in self._policy.expire(now):
-            self._partial.pop(key, None)
-            self._refuse_of(key.join, [key.position], "deadline", "the budget ran out in the queue")
-        self._metrics.count("forgotten", self._joins.expire(now))
         while (window := self._policy.next_window(now)) is not None:
             self._stage(window)
             self._n_running += 1
+            self._metrics.count(f"closed_by_{window.cause}")
             yield window
+        for key in self._policy.expire(now):
+            self._partial.pop(key, None)
+            self._refuse_of(key.join, [key.position], "deadline", "no time left to run it")
+        self._metrics.count("forgotten", self._joins.expire(now))
 
     def wake_at(self, now: float) -> float | None:
         """Return when ``windows`` has something to do again if nothing happens before, or None."""
@@ -185,7 +185,7 @@ class Engine:
         """Take a window's scores, float32 ``[n_rows, n_outputs]``; its lane is idle again."""
         self._n_running -= 1
         self._policy.finished(window, now - launched)
-        self._metrics.observe("window_requests", window.n_requests)
+        self._metrics.observe("window_requests", len(window.slices))
         self._metrics.observe("window_rows", window.n_rows)
         row = 0
         for run in _runs(window.slices):
@@ -193,10 +193,10 @@ class Engine:
             self._answer(run, scores[row : row + n_rows], launched, now)
             row += n_rows
 
-    def failed(self, window: Window[Work], launched: float, now: float, problem: str) -> None:
+    def failed(self, window: Window[Work], problem: str) -> None:
         """Answer the requests of a window that could not be run."""
         self._n_running -= 1
-        self._policy.finished(window, now - launched)
+        self._policy.finished(window, None)
         for key in dict.fromkeys(each.key for each in window.slices):
             self._policy.cancel(key)
             self._partial.pop(key, None)

@@ -107,18 +107,21 @@ class Executor:
             max_rows=options.max_rows,
             max_requests=options.max_requests,
         )
+        policy: WindowPolicy[Work] = WindowPolicy(
+            max_rows=dense.max_rows,
+            max_requests=dense.max_requests,
+            n_lanes=dense.n_lanes,
+            bucket=dense.bucket,
+            linger=options.linger_us * 1e-6,
+            backlog_rows=options.backlog_rows,
+        )
+        for n_rows, seconds in dense.measure():
+            policy.learn(n_rows, seconds)
         return Engine(
             version=bundle.manifest.version,
             dense=dense,
             layout=BlockLayout.of(bundle.manifest, shard_layouts(bundle, len(model.shards))),
-            policy=WindowPolicy(
-                max_rows=dense.max_rows,
-                max_requests=dense.max_requests,
-                n_lanes=dense.n_lanes,
-                bucket=dense.bucket,
-                linger=options.linger_us * 1e-6,
-                backlog_rows=options.backlog_rows,
-            ),
+            policy=policy,
             tell=self._tell,
             metrics=self._metrics,
         )
@@ -156,13 +159,13 @@ class Executor:
             scores = await trio.to_thread.run_sync(
                 engine.dense.run,
                 window.lane,
-                window.n_requests,
+                len(window.slices),
                 window.n_rows,
                 limiter=self._limiter,
             )
         except KernelsError as error:
             log.exception("%s: a launch failed", self._context.name)
-            engine.failed(window, launched, trio.current_time(), str(error))
+            engine.failed(window, str(error))
         else:
             engine.done(window, scores, launched, trio.current_time())
         self._pump(engine, nursery)

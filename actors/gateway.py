@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
@@ -46,7 +47,7 @@ from transport.messages import (
     StatsReply,
     StatsRequest,
 )
-from transport.sockets import RouterSocket
+from transport.sockets import RouterSocket, SocketOptions, open_context
 
 # A deadline is noticed at most this much late; finer would only cost wake-ups.
 _SWEEP_S = 0.002
@@ -108,25 +109,30 @@ class Gateway:
             self._models[name] = open_front(
                 self._context, name, max_candidates=self._options.max_candidates
             )
-        async with trio.open_nursery() as nursery:
-            if self._options.listen is not None:
-                self._socket = RouterSocket.bind(self._options.listen)
-            try:
-                if self._socket is not None:
-                    nursery.start_soon(self._serve_clients, self._socket, nursery)
-                nursery.start_soon(self._serve_mailbox, mailbox, nursery)
-                nursery.start_soon(self._sweep)
-                task_status.started()
-                await self._context.stopping.wait()
-                while self._flight.n_requests:
-                    self._left = trio.Event()
-                    await self._left.wait()
-                mailbox.close()
-                nursery.cancel_scope.cancel()
-            finally:
-                if self._socket is not None:
-                    with trio.CancelScope(shield=True):
-                        await self._socket.aclose()
+        async with self._listening(), trio.open_nursery() as nursery:
+            if self._socket is not None:
+                nursery.start_soon(self._serve_clients, self._socket, nursery)
+            nursery.start_soon(self._serve_mailbox, mailbox, nursery)
+            nursery.start_soon(self._sweep)
+            task_status.started()
+            await self._context.stopping.wait()
+            while self._flight.n_requests:
+                self._left = trio.Event()
+                await self._left.wait()
+            mailbox.close()
+            nursery.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def _listening(self) -> AsyncIterator[None]:
+        """Bind the clients' socket, if there is to be one; on exit let the last replies leave."""
+        if self._options.listen is None:
+            yield
+            return
+        options = SocketOptions(high_water_mark=self._options.max_in_flight)
+        async with open_context() as context, RouterSocket(context, options) as socket:
+            socket.bind(self._options.listen)
+            self._socket = socket
+            yield
 
     # Arrivals
 
