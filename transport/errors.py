@@ -66,3 +66,11 @@ class InternalError(RequestError):
     """The server failed on a request that was in order: report it."""
 
     code = "internal"
+
+
+class AddressError(TransportError):
+    """An address cannot be bound or connected: fix the configuration, or free the address."""
+
+
+class SocketClosed(TransportError):
+    """Our side closed the socket or the client: stop using it."""
