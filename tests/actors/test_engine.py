@@ -124,7 +124,8 @@ class Bench:
             RowsPart(gateway="gateway", seq=seq, part=0, user=user, candidate=rows[:, :2]), self.now
         )
         scores: NDArray[np.float32] = np.repeat(user, n_rows, axis=0)
-        return scores + rows.sum(axis=1, keepdims=True, dtype=np.float32)
+        scores += rows.sum(axis=1, keepdims=True)
+        return scores
 
     def run(self) -> list[Window[Work]]:
         """Run windows, one after the other, until there are no more; return them."""
