@@ -25,6 +25,7 @@ class LaunchTimes:
         self._buckets: list[int] = []
         self._means: list[float] = []
         self._deviations: list[float] = []
+        self._bounds: list[float] = []
 
     def learn(self, bucket: int, seconds: float) -> None:
         """Enter one measurement."""
@@ -33,11 +34,21 @@ class LaunchTimes:
             self._buckets.insert(at, bucket)
             self._means.insert(at, seconds)
             self._deviations.insert(at, seconds / 2)  # RFC 6298 (2.2)
+            self._bounds.insert(at, 0.0)
         else:
             error = seconds - self._means[at]
             self._means[at] += _GAIN * error
             self._deviations[at] += _DEVIATION_GAIN * (abs(error) - self._deviations[at])
-        self._make_monotone(at)
+        mean = self._means[at]
+        self._bounds[at] = mean + _DEVIATIONS * self._deviations[at]
+        for other in range(at - 1, -1, -1):
+            if self._means[other] <= mean:
+                break
+            self._correct(other, mean)
+        for other in range(at + 1, len(self._means)):
+            if self._means[other] >= mean:
+                break
+            self._correct(other, mean)
 
     def mean(self, bucket: int) -> float:
         """Return the seconds that a launch takes on average."""
@@ -45,20 +56,11 @@ class LaunchTimes:
 
     def bound(self, bucket: int) -> float:
         """Return the seconds that nearly every launch stays within."""
-        deviation = _interpolate(self._buckets, self._deviations, bucket)
-        return self.mean(bucket) + _DEVIATIONS * deviation
+        return _interpolate(self._buckets, self._bounds, bucket)
 
-    def _make_monotone(self, at: int) -> None:
-        """Bring the other buckets' times in order with that of bucket number ``at``."""
-        mean = self._means[at]
-        below = at - 1
-        while below >= 0 and self._means[below] > mean:
-            self._means[below] = mean
-            below -= 1
-        above = at + 1
-        while above < len(self._means) and self._means[above] < mean:
-            self._means[above] = mean
-            above += 1
+    def _correct(self, at: int, mean: float) -> None:
+        self._means[at] = mean
+        self._bounds[at] = mean + _DEVIATIONS * self._deviations[at]
 
 
 def _interpolate(xs: list[int], ys: list[float], x: int) -> float:

@@ -35,8 +35,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Hashable
-from itertools import islice
-from typing import Final, Generic, Literal, NamedTuple, TypeVar
+from itertools import islice, takewhile
+from typing import Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 import attrs
 
@@ -76,19 +76,9 @@ class Window(Generic[K]):
     cause: Cause
 
 
-class _Waiting(NamedTuple, Generic[K]):
-    """A request in the queue. Compared by its first two fields, which no two share."""
-
-    deadline: float
-    number: int
-    key: K
-    start: int
-    stop: int
-    budget: float
-
-    @property
-    def n_rows(self) -> int:
-        return self.stop - self.start
+# A request in the queue, in its order: deadline, number, key, start, stop, budget. No two
+# share a number. A plain tuple, as there is one for each request.
+_Waiting: TypeAlias = tuple[float, int, K, int, int, float]
 
 
 class WindowPolicy(Generic[K]):
@@ -172,7 +162,7 @@ class WindowPolicy(Generic[K]):
         elif self._n_rows + n_rows > self._backlog_rows:
             return False
         self._n_offered += 1
-        waiting = _Waiting(deadline, self._n_offered, key, 0, n_rows, deadline - now)
+        waiting = (deadline, self._n_offered, key, 0, n_rows, deadline - now)
         if not queue or queue[-1] < waiting:
             queue.append(waiting)
         else:
@@ -187,7 +177,8 @@ class WindowPolicy(Generic[K]):
         if waiting is None:
             return False
         del self._queue[bisect_left(self._queue, waiting)]
-        self._n_rows -= waiting.n_rows
+        _, _, _, start, stop, _ = waiting
+        self._n_rows -= stop - start
         return True
 
     def expire(self, now: float) -> list[K]:
@@ -229,7 +220,7 @@ class WindowPolicy(Generic[K]):
         """Return when to call again if nothing happens before, or None: there is nothing to do."""
         if not self._queue:
             return None
-        first_deadline = self._queue[0].deadline
+        first_deadline = self._queue[0][0]
         if not self._idle:
             return first_deadline
         return min(first_deadline, self._opened + self._linger, self._latest_start())
@@ -239,7 +230,7 @@ class WindowPolicy(Generic[K]):
 
     def _latest_start(self) -> float:
         """Return when what waits must be launched for the first deadline to be met."""
-        return self._queue[0].deadline - self._bound(min(self._n_rows, self._max_rows))
+        return self._queue[0][0] - self._bound(min(self._n_rows, self._max_rows))
 
     def _why_closed(self, now: float) -> Cause | None:
         if self._n_rows >= self._max_rows or len(self._queue) >= self._max_requests:
@@ -251,7 +242,8 @@ class WindowPolicy(Generic[K]):
     def _most_rows(self) -> int:
         """Return how many rows a window may have, by its first request's budget."""
         rows = min(self._n_rows, self._max_rows)
-        limit = _BUDGET_SHARE * self._queue[0].budget
+        _, _, _, _, _, budget = self._queue[0]
+        limit = _BUDGET_SHARE * budget
         longest = self._bound(rows)
         if longest <= limit:
             return self._max_rows
@@ -267,8 +259,8 @@ class WindowPolicy(Generic[K]):
         """
         sums: list[int] = []
         total = 0
-        for waiting in islice(self._queue, self._max_requests):
-            n_rows = waiting.stop - waiting.start
+        for _, _, _, start, stop, _ in islice(self._queue, self._max_requests):
+            n_rows = stop - start
             if total + n_rows <= most_rows:
                 total += n_rows
                 sums.append(total)
@@ -285,7 +277,7 @@ class WindowPolicy(Generic[K]):
 
     def _cut_short(self, now: float, sums: list[int]) -> tuple[list[int], Cause] | None:
         """Return fewer slices, if so the first one's deadline can be met and the lane used well."""
-        left = self._queue[0].deadline - now
+        left = self._queue[0][0] - now
         seconds = self._bound(sums[-1])
         if seconds <= left or len(sums) == 1:
             return None
@@ -300,29 +292,27 @@ class WindowPolicy(Generic[K]):
     def _take(self, sums: list[int]) -> list[Slice[K]]:
         """Take slices off the queue."""
         slices = []
-        rows_before = 0
+        taken = 0
         n_whole = 0
-        for waiting, rows in zip(self._queue, sums, strict=False):
-            stop = waiting.start + rows - rows_before
-            slices.append(Slice(waiting.key, waiting.start, stop))
-            if stop == waiting.stop:
-                del self._waiting[waiting.key]
-                n_whole += 1
+        for (deadline, number, key, start, stop, budget), rows in zip(
+            self._queue, sums, strict=False
+        ):
+            n_left = stop - start - (rows - taken)
+            slices.append(Slice(key, start, stop - n_left))
+            if n_left:
+                rest = (deadline, number, key, stop - n_left, stop, budget)
+                self._waiting[key] = self._queue[n_whole] = rest
             else:
-                rest = waiting._replace(start=stop)
-                self._waiting[waiting.key] = self._queue[n_whole] = rest
-            rows_before = rows
+                del self._waiting[key]
+                n_whole += 1
+            taken = rows
         del self._queue[:n_whole]
-        self._n_rows -= sums[-1]
+        self._n_rows -= taken
         return slices
 
     def _drop_late(self, now: float) -> None:
-        n_late = 0
-        for waiting in self._queue:
-            if waiting.deadline > now:
-                break
-            n_late += 1
-        self._give_up(n_late)
+        if self._queue and self._queue[0][0] <= now:
+            self._give_up(sum(1 for _ in takewhile(lambda w: w[0] <= now, self._queue)))
 
     def _drop_hopeless(self, now: float, most_rows: int) -> int:
         """Give up the first requests as the rules for overload say; return how many.
@@ -330,18 +320,20 @@ class WindowPolicy(Generic[K]):
         The last request is never given up: its launch, if nothing else, shows whether the times
         that were predicted are still right.
         """
-        if self._n_rows <= most_rows and self._queue[0].n_rows <= self._max_rows:
+        _, _, _, start, stop, _ = self._queue[0]
+        if self._n_rows <= most_rows and stop - start <= self._max_rows:
             return 0
         if len(self._queue) > self._max_requests:
-            most_rows = min(most_rows, sum(w.n_rows for w in self._queue[: self._max_requests]))
+            firsts = islice(self._queue, self._max_requests)
+            most_rows = min(most_rows, sum(stop - start for _, _, _, start, stop, _ in firsts))
         window_ends = now + self._bound(most_rows)
         seconds_a_row = self.predict(self._max_rows) / (self._max_rows * self._n_lanes)
         n_hopeless = 0
         rows_left = self._n_rows
-        for waiting in islice(self._queue, len(self._queue) - 1):
-            n_rows = waiting.n_rows
-            late = waiting.deadline < window_ends and rows_left - n_rows >= most_rows
-            too_large = n_rows > self._max_rows and waiting.deadline < now + n_rows * seconds_a_row
+        for deadline, _, _, start, stop, _ in islice(self._queue, len(self._queue) - 1):
+            n_rows = stop - start
+            late = deadline < window_ends and rows_left - n_rows >= most_rows
+            too_large = n_rows > self._max_rows and deadline < now + n_rows * seconds_a_row
             if not late and not too_large:
                 break
             n_hopeless += 1
@@ -351,8 +343,8 @@ class WindowPolicy(Generic[K]):
 
     def _give_up(self, n_requests: int) -> None:
         """Take the first requests off the queue, for ``expire`` to return."""
-        for waiting in self._queue[:n_requests]:
-            del self._waiting[waiting.key]
-            self._n_rows -= waiting.n_rows
-            self._given_up.append(waiting.key)
+        for _, _, key, start, stop, _ in self._queue[:n_requests]:
+            del self._waiting[key]
+            self._n_rows -= stop - start
+            self._given_up.append(key)
         del self._queue[:n_requests]
