@@ -149,18 +149,21 @@ async def test_a_restart_quicker_than_the_heartbeat_fails_the_asks_before_it(
     tmp_path: Path,
 ) -> None:
     topology = spread_over(tmp_path)
-    async with node(topology, "a") as a, impostor(topology, "b") as peer:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(fail_ask, a, "b", "was restarted")
-            n_beats = 0
-            while n_beats < 2:
-                for identity, frames in await peer.receive_batch(9):
-                    if b"@node-a" in bytes(frames[1]):
-                        n_beats += 1
-                        peer.try_send(
-                            identity,
-                            encode(Packet("", 0, Pong(request_id=n_beats, status="ready"))),
-                        )
+    async with (
+        node(topology, "a") as a,
+        impostor(topology, "b") as peer,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(fail_ask, a, "b", "was restarted")
+        n_beats = 0
+        while n_beats < 2:
+            for identity, frames in await peer.receive_batch(9):
+                if b"@node-a" in bytes(frames[1]):
+                    n_beats += 1
+                    peer.try_send(
+                        identity,
+                        encode(Packet("", 0, Pong(request_id=n_beats, status="ready"))),
+                    )
 
 
 async def test_damaged_packets_are_counted_told_once_and_survived(
