@@ -1,0 +1,127 @@
+"""The check that every build does: the cut parts against the whole model, on random inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+import numpy as np
+
+from kernels.bundle.cut import Cut
+from kernels.bundle.inputs import Inputs
+from kernels.bundle.manifest import Output
+from kernels.bundle.reference import F32, SparseSide, block, open_program, pool
+from kernels.bundle.samples import TRIALS, Sampler, ids_of
+from kernels.errors import GraphError
+from kernels.features.spec import FeatureSpec
+from kernels.graph.model import Array
+from kernels.graph.probe import open_file, run_session, session
+
+_BATCHES = (1, 7)
+# Sums in another order come to this much in float32 and in float16; a wrong cut to far more. The
+# absolute part is of the largest score.
+_TOLERANCE = {np.dtype(np.float32): (1e-3, 1e-5), np.dtype(np.float16): (2e-2, 5e-3)}
+_SEED = 37
+
+
+@attrs.frozen(eq=False)
+class Checked:
+    """What a check found.
+
+    Attributes:
+        largest: The largest difference of any score.
+        user: float32 ``[1, user width]``: of a row that the dense graph runs on.
+        candidate: float32 ``[1, candidate width]``: of the same row.
+    """
+
+    largest: float
+    user: F32
+    candidate: F32
+
+
+def check_cut(
+    model: Path, cut: Cut, inputs: Inputs, spec: FeatureSpec, sampler: Sampler
+) -> Checked:
+    """Run model and cut on random rows and compare.
+
+    Raises:
+        GraphError: They differ (names the output), or the model ran on none of the inputs.
+    """
+    whole, dense = open_file(model), session(cut.dense.SerializeToString(), optimise=True)
+    programs = {name: each.SerializeToString() for name, each in cut.programs.items()}
+    sides = [
+        SparseSide(layout, spec, open_program(programs.get(layout.program or "")))
+        for layout in (cut.user, cut.candidate)
+    ]
+    half = any(a.dtype == np.float16 for a in inputs.graph.constants.values())
+    tolerance = _TOLERANCE[np.dtype(np.float16 if half else np.float32)]
+    largest, problem = 0.0, None
+    checked: Checked | None = None
+    for n, trial in [(n, trial) for n in _BATCHES for trial in range(TRIALS)]:
+        drawn = sampler.draw(n, trial)
+        columns = drawn | _table_ids(inputs, spec, n, trial)
+        blocks = [block(each.layout, each.matrices(columns, n), cut.arrays) for each in sides]
+        feeds = inputs.assemble(drawn | _table_rows(inputs, spec, columns))
+        try:
+            want = run_session(whole, list(inputs.graph.outputs), feeds)
+        except GraphError as error:
+            problem = error  # not the cut's fault; the inputs of another trial may suit the model
+            continue
+        rows: dict[str, Array] = {
+            "user": blocks[0],
+            "candidate": blocks[1],
+            "request_of_row": np.arange(n, dtype=np.int64),
+        }
+        used = {each.name for each in dense.get_inputs()}
+        (scores,) = run_session(dense, None, {k: v for k, v in rows.items() if k in used})
+        for output, array in zip(cut.outputs, want, strict=True):
+            largest = max(largest, _compare(model, output, scores, array, tolerance))
+        if checked is None:
+            checked = Checked(0.0, blocks[0][:1], blocks[1][:1])
+    if checked is None:
+        raise GraphError(f"{model}: does not run on random inputs: {problem}")
+    return attrs.evolve(checked, largest=largest)
+
+
+def _table_ids(inputs: Inputs, spec: FeatureSpec, n: int, trial: int) -> dict[str, Array]:
+    """Draw ids and weights for the features that bring their own table."""
+    random = np.random.default_rng([_SEED, trial])
+    columns: dict[str, Array] = {}
+    for feature in inputs.features():
+        if feature.table is not None:
+            columns[feature.name] = ids_of(feature, (n, feature.width), random)
+            if f"{feature.name}.weight" in spec.by_name:
+                weights = random.integers(0, 2, (n, feature.width))
+                columns[f"{feature.name}.weight"] = weights.astype(np.float32)
+    return columns
+
+
+def _table_rows(
+    inputs: Inputs, spec: FeatureSpec, columns: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Look those up: what the model's own inputs take."""
+    rows: dict[str, Array] = {}
+    for feature in inputs.features():
+        if feature.table is not None:
+            table = np.load(spec.folder / feature.table, mmap_mode="r", allow_pickle=False)
+            weights = columns.get(f"{feature.name}.weight")
+            rows[feature.name] = pool(table, columns[feature.name], weights, feature.pooling)
+    return rows
+
+
+def _compare(
+    model: Path, output: Output, scores: F32, want: Array, tolerance: tuple[float, float]
+) -> float:
+    """Return the largest difference of one output's scores."""
+    got = scores[:, output.offset : output.offset + output.width].astype(np.float64)
+    expected = want.astype(np.float64).reshape(len(want), -1)
+    rtol, atol = tolerance
+    scale = max(1.0, float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0)))
+    difference = float(np.nan_to_num(np.abs(got - expected)).max(initial=0.0))
+    if not np.allclose(got, expected, rtol=rtol, atol=atol * scale, equal_nan=True):
+        raise GraphError(
+            f"{model}: the cut model's output {output.name!r} differs from the whole model's by up "
+            f"to {difference:.3g} on random inputs; the model cannot be cut as it is"
+        )
+    return difference

@@ -1,0 +1,168 @@
+"""Features for the inputs that no spec describes, derived from what the graph does with them.
+
+A column that is looked up becomes a categorical identity feature of as many values as the smallest
+table (or part of a shared table) that it is looked up in; one that ids are computed from, of as
+many as its type holds; any other a raw number. Columns that the graph always takes together are
+one feature.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+
+import attrs
+import numpy as np
+
+from kernels.bundle.inputs import Shapes, gaps
+from kernels.bundle.traces import FeatureTraces, elements_of, trace_features
+from kernels.errors import GraphError
+from kernels.features.spec import FeatureSpec
+from kernels.graph.facts import TRACE_BATCH, Facts, row_shape
+from kernels.graph.model import Graph, Port, reads
+from kernels.graph.trace import Codes, Columns, Element, Root, Traced, encode
+
+# Where only the type bounds an id: what int32, exact JSON numbers and float32 can hold.
+_LARGEST = {"i": 2**53, "f": 2**24}
+
+
+@attrs.define(eq=False)
+class _Column:
+    """What is found out about one column of an input.
+
+    Attributes:
+        size: How many ids it may hold; None for a number.
+        used_in: The tensors that hold it but not all columns of its input, and its place in
+            lookups that tell columns apart: columns with the same belong together.
+    """
+
+    size: int | None = None
+    used_in: set[object] = attrs.field(factory=set)
+
+
+def infer_features(graph: Graph, facts: Facts, shapes: Shapes, spec: FeatureSpec | None) -> str:
+    """Return sections of a ``features.toml`` for the columns that ``spec`` leaves out."""
+    sizes = {
+        p.name: int(np.prod(row_shape(graph, p, shapes), dtype=np.int64)) for p in graph.inputs
+    }
+    columns = Columns()
+    roots: dict[str, Codes] = {}
+    for port in graph.inputs:
+        numbers = columns.of(Root("column", port.name), sizes[port.name])
+        shape = (TRACE_BATCH, *row_shape(graph, port, shapes))
+        roots[port.name] = encode(numbers, shape)
+    traces = trace_features(graph, facts, roots, columns, lambda _: True, None)
+    found = {name: [_Column() for _ in range(size)] for name, size in sizes.items()}
+    _note_uses(found, traces)
+    _note_ids(found, graph, facts, traces)
+    text = ""
+    for port in graph.inputs:
+        described = [] if spec is None else [f for f in spec.features if f.input == port.name]
+        for start, end in gaps(described, sizes[port.name]):
+            text += _sections(port, found[port.name], start, end)
+    return text
+
+
+def _note_uses(found: Mapping[str, list[_Column]], traces: FeatureTraces) -> None:
+    for name, traced in traces.ids.items():
+        used: dict[str, set[int]] = {}
+        for element in elements_of(traced, traces.columns):
+            if element.root.space == "column":
+                used.setdefault(element.root.name, set()).add(element.place)
+        for port, places in used.items():
+            if len(places) < len(found[port]):
+                for place in places:
+                    found[port][place].used_in.add(name)
+
+
+def _note_ids(
+    found: Mapping[str, list[_Column]], graph: Graph, facts: Facts, traces: FeatureTraces
+) -> None:
+    """Bound the columns that are looked up."""
+    producers = graph.producers()
+    for output in facts.lookups:
+        node = producers[output]
+        rows = graph.constants[node.input[0]].shape[0]
+        traced = traces.ids.get(node.input[1])
+        if traced is None:
+            _note_computed(found, node.input[1], graph, facts, traces)
+            continue
+        places = _places(traced, traces.columns)
+        starts = sorted({added for _, added in places})
+        ends = dict(zip(starts, [*starts[1:], rows], strict=True))
+        for element, added in places:
+            if element.root.space == "computed":
+                _note_computed(found, element.root.name, graph, facts, traces)
+                continue
+            column = found[element.root.name][element.place]
+            size = ends[added] - added
+            if size < 1 or added < 0:
+                raise GraphError(
+                    f"{graph.name}: {output!r} looks {element.root.name}[{element.place}] up from "
+                    f"row {added} on of a table of {rows} rows"
+                )
+            column.size = size if column.size is None else min(size, column.size)
+            if len(starts) > 1:
+                column.used_in.add((output, added))
+
+
+def _places(traced: Traced, columns: Columns) -> set[tuple[Element, int]]:
+    codes, added = traced.codes.ravel(), traced.added.ravel()
+    pairs = np.unique(np.stack([(codes - 1) // TRACE_BATCH, added])[:, codes > 0], axis=1)
+    return {(columns.element(int(number)), int(by)) for number, by in pairs.T}
+
+
+def _note_computed(
+    found: Mapping[str, list[_Column]],
+    tensor: str,
+    graph: Graph,
+    facts: Facts,
+    traces: FeatureTraces,
+) -> None:
+    """Note as ids the integer columns that a tensor of ids is computed from."""
+    producers = graph.producers()
+    pending, seen = [tensor], {tensor}
+    while pending:
+        node = producers.get(pending.pop())
+        for name in [] if node is None else reads(node):
+            if name not in traces.values:
+                pending += [] if name in seen else [name]
+                seen.add(name)
+                continue
+            kind = facts.dtypes[name].kind
+            for element in elements_of(traces.values[name], traces.columns):
+                root = element.root
+                if root.space == "computed" and root.name not in seen:
+                    seen.add(root.name)
+                    pending.append(root.name)
+                elif root.space == "column" and kind in "iu":
+                    column = found[root.name][element.place]
+                    largest = _LARGEST["f" if facts.dtypes[root.name].kind == "f" else "i"]
+                    if facts.dtypes[root.name].itemsize == 4 and kind in "iu":
+                        largest = min(largest, 2**31)
+                    column.size = largest if column.size is None else column.size
+
+
+def _sections(port: Port, columns: list[_Column], start: int, end: int) -> str:
+    """Write the features of the columns from ``start`` to ``end``."""
+
+    def key(place: int) -> tuple[int | None, frozenset[object]]:
+        return columns[place].size, frozenset(columns[place].used_in)
+
+    text = ""
+    for (size, _), group in itertools.groupby(range(start, end), key):
+        places = list(group)
+        first, last = places[0], places[-1]
+        name = port.name
+        if len(places) < len(columns):
+            name += f"[{first}]" if first == last else f"[{first}:{last + 1}]"
+        quoted = json.dumps(name, ensure_ascii=False)  # a JSON string is a TOML string too
+        text += f'\n[features.{quoted}]\nside = "candidate"\n'
+        if size is None:
+            text += 'kind = "numeric"\n'
+        else:
+            text += f'kind = "categorical"\nencode = "identity"\nsize = {size}\n'
+        quoted_input = json.dumps(port.name, ensure_ascii=False)
+        text += f"width = {len(places)}\ninput = {quoted_input}\ncolumn = {first}\n"
+    return text
