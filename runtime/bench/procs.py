@@ -25,7 +25,10 @@ def running(
 
     What it prints goes to standard error: standard output is the benchmark's own line.
     """
-    process = subprocess.Popen([sys.executable, *command], stdout=sys.stderr, env=environment)
+    # In a session of its own, so that Ctrl-C reaches it through us, once.
+    process = subprocess.Popen(
+        [sys.executable, *command], stdout=sys.stderr, env=environment, start_new_session=True
+    )
     try:
         yield process
     finally:
@@ -91,16 +94,15 @@ def _clock_seconds(text: str) -> float:
 def cpu_seconds(root: int) -> dict[str, float]:
     """Return CPU seconds of a process and its descendants, by stage.
 
-    A stage is the word after ``--node`` on a process's command line, ``supervisor`` for the root
-    of several processes and ``server`` for a root that is alone. Workers of a stage that have no
-    name of their own count as the one that started them.
+    A stage is the word after ``--node`` on a process's command line; what has none counts as the
+    stage that started it. The root is the ``supervisor`` where there are nodes, else ``server``.
     """
     processes = {process.pid: process for process in list_processes()}
     children: dict[int, list[int]] = {}
     for process in processes.values():
         children.setdefault(process.parent, []).append(process.pid)
     seconds: dict[str, float] = {}
-    pending = [(root, "supervisor" if children.get(root) else "server")]
+    pending = [(root, "server")]
     while pending:
         pid, stage = pending.pop()
         if pid not in processes:
@@ -110,6 +112,8 @@ def cpu_seconds(root: int) -> dict[str, float]:
             stage = words[words.index("--node") + 1]
         seconds[stage] = seconds.get(stage, 0.0) + processes[pid].cpu_s
         pending += [(child, stage) for child in children.get(pid, [])]
+    if len(seconds) > 1:
+        seconds["supervisor"] = seconds.pop("server")
     return seconds
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from runtime.bench import load, plot, report, traffic
 from runtime.bench.load import LOST, Record
+from runtime.bench.measure import Measurement, find_rate
 
 OK, OVERLOADED, DEADLINE = 0, 2, 3
 
@@ -182,11 +183,11 @@ def test_percentiles_are_nearest_rank() -> None:
 
 
 def record_of(codes: list[int], latencies_ms: list[float]) -> Record:
-    due = np.arange(len(codes)) * 0.1
+    due = np.arange(len(codes), dtype=np.float64) / 10
     return Record(
         due_s=due,
         sent_s=due + 0.001,
-        done_s=due + np.array(latencies_ms) * 1e-3,
+        done_s=due + np.array(latencies_ms, np.float64) / 1e3,
         codes=np.array(codes, np.uint8),
         duration_s=len(codes) * 0.1,
     )
@@ -262,3 +263,33 @@ def test_a_slower_contenders_line_lies_higher() -> None:
     lines = root.findall("{http://www.w3.org/2000/svg}polyline")
     heights = [float(line.attrib["points"].split()[0].split(",")[1]) for line in lines[:2]]
     assert heights[1] < heights[0] - 50
+
+
+def test_the_search_ends_at_the_highest_rate_that_is_held() -> None:
+    runs: list[tuple[float, float]] = []
+
+    def run(rate: float, seconds: float) -> Measurement:
+        runs.append((rate, seconds))
+        p99_ms = 5.0 if rate <= 730 else 500.0
+        return Measurement(figures={"p99_ms": p99_ms}, record=record_of([OK], [p99_ms]))
+
+    said: list[str] = []
+    found = find_rate(
+        run, 1000, lambda figures: figures["p99_ms"] < 50, duration_s=60, say=said.append
+    )
+    assert found.figures["held"]
+    assert 715 <= found.figures["rate"] <= 730
+    assert runs[-1][1] == 60
+    assert len(said) == len(runs)
+
+
+def test_a_rate_that_a_full_run_does_not_hold_is_lowered_until_one_does() -> None:
+    def run(rate: float, seconds: float) -> Measurement:
+        p99_ms = 5.0 if rate <= (700 if seconds > 10 else 730) else 500.0
+        return Measurement(figures={"p99_ms": p99_ms}, record=record_of([OK], [p99_ms]))
+
+    found = find_rate(
+        run, 1000, lambda figures: figures["p99_ms"] < 50, duration_s=60, say=lambda text: None
+    )
+    assert found.figures["held"]
+    assert 670 <= found.figures["rate"] <= 700
