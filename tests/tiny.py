@@ -66,7 +66,11 @@ def weights() -> dict[str, NDArray[np.float32]]:
         "b1": (8,),
         "w2": (8, 1),
     }
-    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    # Small enough that scores spread between 0 and 1, with ages in years.
+    return {
+        name: (0.2 * rng.standard_normal(shape)).astype(np.float32)
+        for name, shape in shapes.items()
+    }
 
 
 def write_model(folder: Path) -> tuple[Path, Path]:
