@@ -2,7 +2,7 @@
 
 Columns that a tensor of the dense graph holds in some order are given that order, the widest tensor
 first, so that the tensor is one stretch of a block and needs no copy. Lookups come before values,
-so the widest tensor's lookups are laid out last and its values first.
+so the lookups of the widest tensor are laid out last and its values first.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ def lay_out(
         "user": SideBuilder("user"),
         "candidate": SideBuilder("candidate"),
     }
+    groups: dict[SideName, list[list[PlannedLookup]]] = {"user": [], "candidate": []}
     placed: set[PlannedLookup | Element] = set()
     for view in sorted(views, key=len, reverse=True):
         new: dict[SideName, list[PlannedLookup]] = {"user": [], "candidate": []}
@@ -86,8 +87,10 @@ def lay_out(
             if lookup not in placed:
                 new[lookup.side].append(lookup)
                 placed.add(lookup)
-        for name, builder in sides.items():
-            builder.lookups[:0] = new[name]
+        for name, found in new.items():
+            groups[name] += [found] if found else []
+    for name, builder in sides.items():
+        builder.lookups = [each for group in _widest_last(groups[name]) for each in group]
     places: dict[Element, tuple[SideName, int]] = {}
     for name, builder in sides.items():
         at = 0
@@ -98,6 +101,10 @@ def lay_out(
         for place, element in enumerate(builder.values):
             places[element] = (name, at + place)
     return Blocks(sides["user"], sides["candidate"], places)
+
+
+def _widest_last(groups: list[list[PlannedLookup]]) -> list[list[PlannedLookup]]:
+    return [*groups[1:], *groups[:1]]
 
 
 def _part(parts: Sequence[PlannedLookup], place: int) -> PlannedLookup:

@@ -47,6 +47,19 @@ class Bundle:
                 return _map_table(self.path, table)
         raise BundleError(f"{self.path}: no table named {name!r}")
 
+    def sample(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return blocks of one row that the dense graph is known to run on.
+
+        Rows of zeros may not do: ONNX Runtime 1.32's GRU, for one, ends its process by a signal
+        where all sequences are empty.
+
+        Returns:
+            float32 ``[1, user width]`` and ``[1, candidate width]``.
+        """
+        manifest = self.manifest
+        row = _map(self.path / "sample.npy", (1, manifest.user.width + manifest.candidate.width))
+        return row[:, : manifest.user.width], row[:, manifest.user.width :]
+
     def dense_model(self) -> bytes:
         """Return the serialised dense graph."""
         return (self.path / "dense.onnx").read_bytes()
@@ -90,17 +103,22 @@ def _check_files(path: Path, manifest: Manifest) -> None:
             raise BundleError(f"{path}: {file} is missing")
     for table in manifest.tables:
         _map_table(path, table)
+    _map(path / "sample.npy", (1, manifest.user.width + manifest.candidate.width))
 
 
 def _map_table(path: Path, table: Table) -> NDArray[np.float32]:
-    file = path / "tables" / table.file
-    if Path(table.file).name != table.file or not file.is_file():
-        raise BundleError(f"{path}: tables/{table.file} is missing")
+    if Path(table.file).name != table.file:
+        raise BundleError(f"{path}: {table.file!r} is no name of a file")
+    return _map(path / "tables" / table.file, (table.rows, table.dim))
+
+
+def _map(file: Path, want: tuple[int, int]) -> NDArray[np.float32]:
+    if not file.is_file():
+        raise BundleError(f"{file} is missing")
     try:
         rows: NDArray[np.float32] = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise BundleError(f"{file} is damaged: {error}") from error
-    want = (table.rows, table.dim)
     if rows.dtype != np.float32 or rows.shape != want or not rows.flags.c_contiguous:
         raise BundleError(
             f"{file}: want C-ordered float32 {list(want)}, got {rows.dtype} {list(rows.shape)}"

@@ -8,6 +8,7 @@ and makes many, such as a mask of every position against every other.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -22,8 +23,8 @@ from kernels.bundle.samples import Sampler, counted, row_wise_tensors
 from kernels.bundle.traces import FeatureTraces, elements_of, trace_features
 from kernels.errors import GraphError
 from kernels.features.spec import Feature, FeatureSpec
-from kernels.graph.facts import TRACE_BATCH, Facts, Kind
-from kernels.graph.model import Graph, reads
+from kernels.graph.facts import TRACE_BATCH, Dim, Facts, Kind
+from kernels.graph.model import Graph, attribute, reads
 from kernels.graph.trace import Codes, Columns, Element, Root, Tracer, encode, row_columns
 
 # Operators that a program runs on a CPU for next to nothing. Not among them: products with weights,
@@ -116,6 +117,40 @@ def table_root(feature: Feature) -> Root:
     return Root("rows", f"feature {feature.name}")
 
 
+def join_neighbours(graph: Graph, facts: Facts, codes: dict[str, Codes]) -> Facts:
+    """Join the traced ones among a Concat's inputs by a Concat of their own, which is then traced.
+
+    So that a Concat of looked up rows and a computed tensor takes the rows as one stretch.
+    """
+    nodes: list[onnx.NodeProto] = []
+    dims, dtypes, kinds = dict(facts.dims), dict(facts.dtypes), dict(facts.kinds)
+    for node in graph.nodes:
+        nodes.append(node)
+        if node.op_type != "Concat" or node.output[0] in codes or node.output[0] not in dims:
+            continue
+        axis = attribute(node, "axis") % len(dims[node.output[0]])
+        if dims[node.output[0]][axis].per_row:
+            continue
+        inputs: list[str] = []
+        for is_traced, group in itertools.groupby(node.input, codes.__contains__):
+            names = list(group)
+            if not is_traced or len(names) < 2:
+                inputs += names
+                continue
+            joined = f"{node.output[0]}/joined/{len(inputs)}"
+            inputs.append(joined)
+            nodes.insert(-1, onnx.helper.make_node("Concat", names, [joined], axis=axis))
+            codes[joined] = np.concatenate([codes[name] for name in names], axis)
+            size = sum(dims[name][axis].fixed for name in names)
+            dims[joined] = (*dims[names[0]][:axis], Dim(size, 0), *dims[names[0]][axis + 1 :])
+            dtypes[joined] = dtypes[names[0]]
+            kinds[joined] = max(kinds[name] for name in names)
+        if len(inputs) < len(node.input):
+            nodes[-1] = onnx.helper.make_node("Concat", inputs, list(node.output), axis=axis)
+    graph.nodes = nodes
+    return attrs.evolve(facts, dims=dims, dtypes=dtypes, kinds=kinds)
+
+
 @attrs.frozen(eq=False)
 class Work:
     """The nodes that compute a tensor of kind FEATURES, and the columns that they start from."""
@@ -172,11 +207,13 @@ class _Planner:
         for name in demand.hoisted:
             numbers = self.columns.of(Root("computed", name), self.row_size(name))
             roots[name] = encode(numbers, self.facts.shape(name))
+        codes = self._moved(roots)
+        self.facts = join_neighbours(self.graph, self.facts, codes)
         return Plan(
             graph=self.graph,
             facts=self.facts,
             traces=self.traces,
-            codes=self._moved(roots),
+            codes=codes,
             feature_codes=self._moved({}),
             lookups=tuple(lookups),
             sides=self.side,

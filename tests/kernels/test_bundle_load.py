@@ -52,6 +52,7 @@ MANIFEST = Manifest(
 def write(path: Path, manifest: Manifest = MANIFEST) -> Path:
     (path / "tables").mkdir(parents=True)
     np.save(path / "tables" / "item.npy", np.arange(15, dtype=np.float32).reshape(5, 3))
+    np.save(path / "sample.npy", np.asarray([[1, 2, 3, 4]], np.float32))
     (path / "features.toml").write_text("version = 1\n")
     (path / "dense.onnx").write_bytes(b"dense")
     (path / "candidate.onnx").write_bytes(b"program")
@@ -74,11 +75,13 @@ def test_a_whole_bundle_loads_and_maps_its_tables_read_only(tmp_path: Path) -> N
     assert bundle.program("candidate") == b"program"
     assert bundle.program("user") is None
     assert bundle.spec_text == "version = 1\n"
+    user, candidate = bundle.sample()
+    assert (user.shape, candidate.tolist()) == ((1, 0), [[1, 2, 3, 4]])
     with pytest.raises(BundleError, match="no table named 'users'"):
         bundle.table("users")
 
 
-@pytest.mark.parametrize("file", ["dense.onnx", "features.toml", "candidate.onnx"])
+@pytest.mark.parametrize("file", ["dense.onnx", "features.toml", "candidate.onnx", "sample.npy"])
 def test_a_missing_file_is_named(tmp_path: Path, file: str) -> None:
     path = write(tmp_path / "b")
     (path / file).unlink()
