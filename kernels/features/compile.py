@@ -179,7 +179,7 @@ def _check_type(feature: Feature, kind: str, width: int, *, ragged: bool, text: 
     """
     name = feature.name
     if kind not in (_BYTE_KINDS if text else _NUMBER_KINDS):
-        got = np.dtype(kind)
+        got = np.dtype(kind).name
         raise FeatureError(name, f"want {'text as uint8' if text else 'numbers'}, got {got}")
     if text and (feature.encoder is None or feature.encoder.encode == "identity"):
         raise FeatureError(name, "want numbers, got text")

@@ -86,7 +86,7 @@ class Ids:
         unseen = odd & ~missing & ~wrong
 
         def outside(c: int, n: int) -> str:
-            return f"{_number(raw[c, n])} is outside 0 to {int(self._sizes[c, 0]) - 1}"
+            return f"{number_text(raw[c, n])} is outside 0 to {int(self._sizes[c, 0]) - 1}"
 
         return self._substitute(ids, missing, unseen, report, outside)
 
@@ -171,19 +171,19 @@ def _not_integers(raw: NDArray[Any], odd: Mask, report: Report) -> tuple[Mask, M
     missing = np.isnan(raw)
     wrong = odd & ~missing & ((np.trunc(raw) != raw) | np.isinf(raw))
     if wrong.any():
-        report(wrong, lambda c, n: f"{_number(raw[c, n])} is not an integer")
+        report(wrong, lambda c, n: f"{number_text(raw[c, n])} is not an integer")
     return missing, wrong
 
 
 def _maybe_rounded(value: np.generic) -> str:
     limit = _EXACT[value.dtype.char]
     return (
-        f"{_number(value)} may have been rounded: {value.dtype} holds all integers only below "
+        f"{number_text(value)} may have been rounded: {value.dtype} holds all integers only below "
         f"{limit}; send integers"
     )
 
 
-def _number(value: np.generic) -> str:
+def number_text(value: np.generic) -> str:
     """Return a number as one would write it, integral floats as integers."""
     number = value.item()
     if isinstance(number, float) and number.is_integer() and abs(number) < 1 << 63:

@@ -207,7 +207,8 @@ def _lay(
         else:
             values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
             if form.ndim == 3:
-                values = values.transpose(0, 2, 1).reshape(-1, values.shape[1])
+                n_names, n, width = values.shape
+                values = values.transpose(0, 2, 1).reshape(n_names * width, n)
             gathered[b].matrix = values
     return gathered, failed
 

@@ -80,6 +80,11 @@ class Parser:
         programs = {side: model for side in SIDES if (model := bundle.program(side)) is not None}
         return cls(spec, bundle.manifest, programs, max_candidates=max_candidates)
 
+    @property
+    def n_layouts(self) -> int:
+        """Layouts that are kept compiled."""
+        return len(self._layouts)
+
     def parse(self, requests: Sequence[RawRequest]) -> ParsedBatch:
         """Parse a batch; nothing that a request holds makes this raise."""
         failed: dict[int, FeatureError] = {}

@@ -43,7 +43,9 @@ class Program:
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
+        options.log_severity_level = (
+            4  # a request's fault is its client's to hear of, not the log's
+        )
         self.name = name
         try:
             self._session = onnxruntime.InferenceSession(

@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.features.encode import Ids, Report, hash_numbers
+from kernels.features.encode import Ids, Report, hash_numbers, number_text
 from kernels.features.faults import Faults, Mask
 from kernels.features.feature import Feature
 from kernels.features.gather import Gathered
@@ -62,7 +62,8 @@ class SideColumns:
 
     def take(self, rows: I64) -> SideColumns:
         """Return some rows of finished columns."""
-        return SideColumns(len(rows), self.ids[:, rows], self.numbers[:, rows])
+        # np.take gives C order, which a[:, rows] does not.
+        return SideColumns(len(rows), self.ids.take(rows, axis=1), self.numbers.take(rows, axis=1))
 
     def put_ids(self, at: Index, ids: I64) -> None:
         """Write some rows; all of them without a copy."""
@@ -160,7 +161,7 @@ class TextStep:
             if source.source is None:
                 return block.show(row * source.width + c)
             assert block.matrix is not None
-            return str(block.matrix[source.source][c, row].item())
+            return number_text(block.matrix[source.source][c, row])
 
         report = _reporter(faults, self.side, fields)
         out.put_ids(self.places, self.encoder.texts(hashes, report, show)[0])
@@ -246,7 +247,7 @@ class ListStep:
                 hashes = block.hashes[None]
 
             def show(c: int, k: int) -> str:
-                return block.show(k) if raw is None else str(raw[k].item())
+                return block.show(k) if raw is None else number_text(raw[k])
 
             ids, drop = self.encoder.texts(hashes, report, show)
         return rows, ids[0], None if drop is None else drop[0]

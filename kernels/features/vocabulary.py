@@ -20,7 +20,7 @@ _RETURN = ord("\r")
 def read_vocabulary(path: Path) -> U64:
     """Return the hashes of a vocabulary file's lines, in order.
 
-    A million lines take about a quarter of a second.
+    A million lines take about half a second.
 
     Raises:
         SpecError: The file is missing, empty or not UTF-8, a line is empty, too long or there
@@ -88,7 +88,7 @@ class VocabularyIndex:
         n_slots = 1 << max(4, (4 * sum(sizes) - 1).bit_length())
         self._mask = np.uint64(n_slots - 1)
         self._keys = np.zeros(n_slots, np.uint64)
-        self._lines = np.full(n_slots, -1, np.int64)
+        self._lines = np.full(n_slots, -1, np.int32)
         for salt, hashes in zip(self._salts, vocabularies, strict=True):
             self._insert(hashes ^ salt, np.arange(len(hashes)))
 
@@ -111,13 +111,14 @@ class VocabularyIndex:
         """
         keys = hashes ^ self._salts[which]
         slots = keys & self._mask
-        lines: I64 = self._lines[slots]
+        lines = self._lines[slots]
         miss = (self._keys[slots] != keys) & (lines >= 0)
         while miss.any():
             slots[miss] = (slots[miss] + np.uint64(1)) & self._mask
             lines = self._lines[slots]
             miss = (self._keys[slots] != keys) & (lines >= 0)
-        return lines
+        found: I64 = lines.astype(np.int64)
+        return found
 
 
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: keeps vocabularies apart
