@@ -23,7 +23,7 @@ class Monitor:
     def __init__(self, socket: zmq.Socket[Any]) -> None:
         self._address = f"inproc://monitor-{id(socket):x}"
         socket.monitor(self._address, _EVENTS)
-        self._pair: zmq.Socket[Any] = zmq.Socket(socket.context, zmq.PAIR)
+        self._pair: zmq.Socket[Any] = socket.context.socket(zmq.PAIR)
         # Events that nobody reads must not stop the I/O thread that sends them.
         self._pair.set(zmq.RCVHWM, 0)
         self._pair.set(zmq.LINGER, 0)

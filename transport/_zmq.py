@@ -80,7 +80,7 @@ DEFAULTS: Final = SocketOptions()
 
 def make_socket(context: zmq.Context[Any], kind: int, options: SocketOptions) -> zmq.Socket[Any]:
     """Return a socket with our options set, neither bound nor connected."""
-    socket: zmq.Socket[Any] = zmq.Socket(context, kind)
+    socket: zmq.Socket[Any] = context.socket(kind)
     settings = {
         zmq.SNDHWM: options.high_water_mark,
         zmq.RCVHWM: options.high_water_mark,
