@@ -44,6 +44,7 @@ class Ids:
         self._first = _column([e.first_id for e in encoders], np.int64)
         self._missing = _column([_code(e.missing) for e in encoders], np.int64)
         self._unseen = _column([_code(e.unseen) for e in encoders], np.int64)
+        self._always = bool((self._missing >= 0).all())  # what is missing has an id, always
         self._shifted = bool(self._first.any())
         self._limits = {kind: np.minimum(self._sizes, limit) for kind, limit in _EXACT.items()}
         self._index = index
@@ -76,8 +77,12 @@ class Ids:
     def _repair_identity(
         self, raw: NDArray[Any], ids: I64, odd: Mask, report: Report
     ) -> tuple[I64, Mask | None]:
-        missing, wrong = _not_integers(raw, odd, report)
         kind = raw.dtype.char
+        if kind in _EXACT and self._always:  # the common case: NaN, which has an id, and no more
+            missing = np.isnan(raw)
+            if not (odd ^ missing).any():
+                return np.where(missing, self._missing, ids), None
+        missing, wrong = _not_integers(raw, odd, report)
         if kind in _EXACT:
             rounded = odd & ~missing & ~wrong & (raw >= _EXACT[kind]) & (raw < self._sizes)
             if rounded.any():

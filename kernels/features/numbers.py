@@ -59,6 +59,8 @@ class Numbers:
         if np.isfinite(numbers).all():
             return numbers
         numbers = np.where(np.isnan(numbers), self._missing, numbers)
+        if np.isfinite(numbers).all():
+            return numbers
         missing = np.isnan(numbers)
         if missing.any():
             report(missing, lambda c, n: "is missing, and has no default")

@@ -268,7 +268,7 @@ def check(
         np.testing.assert_allclose(matrices.values.T, values, rtol=1e-6, atol=1e-30)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(batches())
 def test_the_parser_agrees_with_the_oracle(batch: tuple[str, list[RawRequest], list[str]]) -> None:
     text, raw, order = batch

@@ -432,7 +432,7 @@ def test_what_a_client_sent_is_never_written_to(shop: Parser) -> None:
     blocks = [
         user("age", 1, np.float32),
         texts(USER, "city", ["x"]),
-        candidates(["item", "price"], [[1], [np.nan]], np.float32),
+        candidates(["item", "price"], np.array([[1], [np.nan]]), np.float32),
     ]
     for block in blocks:
         block.values.flags.writeable = False
