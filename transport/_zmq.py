@@ -89,7 +89,7 @@ def make_socket(context: zmq.Context[Any], kind: int, options: SocketOptions) ->
         zmq.HEARTBEAT_IVL: round(options.heartbeat_s * 1000),
         zmq.HEARTBEAT_TIMEOUT: round(options.heartbeat_s * 3000),
         zmq.RECONNECT_IVL: 20,
-        zmq.RECONNECT_IVL_MAX: 1000,
+        zmq.RECONNECT_IVL_MAX: 200,
     }
     if kind == zmq.ROUTER:
         settings[zmq.ROUTER_MANDATORY] = 1  # else it drops silently at the high-water mark

@@ -246,8 +246,9 @@ class RouterSocket(_Socket):
 class DealerSocket(_Socket):
     """The side that connects: talks to one peer, and connects again whenever it is lost.
 
-    Messages are taken only while there is a connection; what was not yet sent when it was lost is
-    lost. Any task may send; one task receives.
+    Messages are taken only while there is a connection. Those that were on their way when it was
+    lost are lost, and so may be those of the millisecond after, unless ``connected`` was asked.
+    Any task may send; one task receives.
     """
 
     def __init__(self, context: zmq.Context[Any], options: SocketOptions = DEFAULTS) -> None:
@@ -335,9 +336,11 @@ class DealerSocket(_Socket):
             self._monitor.close()
 
     def _refresh(self) -> None:
-        before = self._monitor.n_lost
+        before = self._monitor.connected, self._monitor.n_lost
         self._monitor.refresh()
-        if self._monitor.n_lost != before:
+        if (self._monitor.connected, self._monitor.n_lost) != before:
+            # Sends look for such news once a millisecond only, and would feed the lost connection.
+            self._look()
             self._notice()
 
     def _notice(self) -> None:
