@@ -82,7 +82,10 @@ class HostExecutor:
         # A graph without user features has no such input.
         self._inputs = _checked_inputs(self._session, str(bundle.path), widths)
         try:
-            for lane in range(n_lanes):
+            # Zeros may not do: a recurrence over sequences that are all empty ends the process.
+            user, candidate = bundle.sample()
+            for lane, staging in enumerate(self._stagings):
+                staging.user[:], staging.candidate[:] = user, candidate
                 self.run(lane, max_requests, max_rows)
         except LaunchFailed as error:
             raise BundleError(f"{bundle.path}: dense.onnx: {error}") from error
