@@ -46,7 +46,15 @@ class TopologyError(StartError):
 
 
 class ActorDied(NodeError):
-    """An actor broke, and its supervisor gave up on it: see ``__cause__``."""
+    """An actor broke, and its supervisor gave up on it: see ``__cause__``.
+
+    Attributes:
+        actor: Its name.
+    """
+
+    def __init__(self, actor: str, how: str) -> None:
+        super().__init__(f"{actor}: {how}")
+        self.actor = actor
 
 
 def error_of(reply: ErrorReply) -> RequestError:

@@ -129,7 +129,7 @@ async def supervise(
             if stopping.is_set() or (not was_ready and isinstance(cause, hopeless)):
                 delay = None
             if delay is None:
-                raise ActorDied(f"{mailbox.name}: {describe(cause)}") from cause
+                raise ActorDied(mailbox.name, describe(cause)) from cause
             log.error(
                 "%s died, restart in %.1f s: %s",
                 mailbox.name,
