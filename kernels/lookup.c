@@ -1,10 +1,16 @@
 /* Pooled embedding lookup: all lookups of one side of a batch in one call. See lookup.py.
 
-   A row of any dimension is cut into pieces of 128, 64, ... 1 floats, and each piece width has its
-   own loop, in which the sum of a bag stays in registers: a loop over a dimension known only at run
-   time is 2 to 4 times slower. Vectors are as wide as the machine's, since wider ones spill. */
+   Work goes in units: some bags of one lookup. *Staging* a unit checks its ids, turns them into
+   addresses bag by bag (ids come position by position, often a multiple of 4 KB apart, which a
+   cache cannot hold) and prefetches the rows. The next unit is staged before one is pooled, so that
+   memory is busy meanwhile.
+
+   *Pooling* cuts a row into pieces of 128, 64, ... 1 floats; each piece width has its own loop, in
+   which the sum of a bag stays in registers. A loop over a dimension known only at run time is 2 to 4
+   times slower. Vectors are as wide as the machine's, since wider ones spill. */
 
 #include <stdint.h>
+#include <stdlib.h>
 
 #if defined(__AVX512F__)
 #define LANES 16
@@ -15,6 +21,11 @@
 #endif
 
 enum { COPY, SUM, WEIGHTED_SUM, MAX, WEIGHTED_MAX };
+enum { DONE = -1, NO_MEMORY = -2 };
+
+/* A unit is of about so many bytes of table rows and so many ids, whichever is less (a bag at least):
+   what is prefetched has to stay in the second-level cache, and 64 to 256 KB are alike. */
+enum { UNIT_BYTES = 128 * 1024, UNIT_IDS = 2048 };
 
 /* Mirrored by the cdef in lookup.py. Counts and strides are of elements, not of bytes. */
 typedef struct {
@@ -25,76 +36,120 @@ typedef struct {
     int64_t offset;       /* first column of out */
     int64_t pooling;      /* of the enum above */
     float divisor;        /* n_ids for a mean, else 1 */
-    int32_t ahead;        /* bags to prefetch ahead; 0 for a table that caches hold */
+    int32_t prefetch;     /* 0 for a table that the caches hold */
 } lookup;
 
-/* A table's row at `column`. Integers, as an id that is to be prefetched is not yet checked. */
-static inline uintptr_t at(const lookup *l, int64_t id, int64_t column) {
-    return (uintptr_t)l->table + 4 * ((uintptr_t)id * (uintptr_t)l->dim + (uintptr_t)column);
-}
+typedef struct {
+    const lookup *lookups;
+    int64_t n_lookups;
+    const int64_t *ids;   /* [n_ids, n] */
+    const float *weights; /* [n_weights, n] */
+    int64_t n;
+    float *out;           /* row r at out + r * out_stride */
+    int64_t out_stride;
+} batch;
 
-static inline void prefetch_bag(const lookup *l, const int64_t *ids, int64_t stride, int64_t column,
-                                int64_t n_floats) {
-    for (int64_t k = 0; k < l->n_ids; k++) {
-        uintptr_t row = at(l, ids[k * stride], column);
-        for (int64_t byte = 0; byte < 4 * n_floats; byte += 64)
-            __builtin_prefetch((const void *)(row + (uintptr_t)byte), 0, 3);
+/* Where the walk over a batch is: at a row of a lookup, and, where rows are copied side by side, of a
+   position of the bag. One lookup is done after the other, since going through the rows in tiles
+   gains 5 % where tables are small and loses 30 % of the locality of large ones. */
+typedef struct {
+    int64_t index, position, row;
+} cursor;
+
+typedef struct {
+    const lookup *l;
+    int64_t row, n_rows;
+    int64_t n_ids;      /* of each bag: 1 if rows are copied */
+    int64_t column;     /* of out */
+    const float **rows; /* [n_rows, n_ids] */
+    float *weights;     /* [n_rows, n_ids] */
+} unit;
+
+/* Stage the unit at `at` and move on. Returns 0 if an id is outside its table; `u->l` is the lookup
+   then, and NULL if there was no unit left. */
+static int stage(const batch *b, cursor *at, unit *u) {
+    u->l = NULL;
+    if (at->index == b->n_lookups) return 1;
+    const lookup *l = u->l = b->lookups + at->index;
+    int copies = l->pooling == COPY;
+    u->n_ids = copies ? 1 : l->n_ids;
+    int64_t most = UNIT_BYTES / (4 * l->dim);
+    most = (most < UNIT_IDS ? most : UNIT_IDS) / u->n_ids;
+    int64_t left = b->n - at->row;
+    u->row = at->row;
+    u->n_rows = left <= most ? left : most ? most : 1;
+    u->column = l->offset + at->position * l->dim;
+
+    uint64_t outside = 0;
+    for (int64_t k = 0; k < u->n_ids; k++) {
+        const int64_t *ids = b->ids + (l->first_id + at->position + k) * b->n + u->row;
+        for (int64_t r = 0; r < u->n_rows; r++) {
+            outside |= (uint64_t)ids[r] >= (uint64_t)l->rows;
+            u->rows[r * u->n_ids + k] = l->table + (uint64_t)ids[r] * (uint64_t)l->dim;
+        }
     }
+    if (outside) return 0;
+    if (l->pooling == WEIGHTED_SUM || l->pooling == WEIGHTED_MAX)
+        for (int64_t k = 0; k < u->n_ids; k++) {
+            const float *weights = b->weights + (l->first_weight + k) * b->n + u->row;
+            for (int64_t r = 0; r < u->n_rows; r++) u->weights[r * u->n_ids + k] = weights[r];
+        }
+    if (l->prefetch)
+        for (int64_t i = 0; i < u->n_rows * u->n_ids; i++)
+            for (int64_t j = 0; j < l->dim; j += 16) __builtin_prefetch(u->rows[i] + j, 0, 3);
+
+    at->row += u->n_rows;
+    if (at->row < b->n) return 1;
+    at->row = 0;
+    if (copies && ++at->position < l->n_ids) return 1;
+    at->position = 0;
+    at->index++;
+    return 1;
 }
-
-/* Rows [begin, end) of one lookup and one piece. `ids` and `weights` point to the first matrix row
-   of the bag, whose positions are `stride` apart; `out` to the piece's column in row 0. */
-#define PIECE_ARGUMENTS                                                                            \
-    const lookup *restrict l, const int64_t *restrict ids, const float *restrict weights,          \
-        int64_t stride, int64_t begin, int64_t end, float *restrict out, int64_t out_stride,       \
-        int64_t column
-
-#define LOAD(V, id, i) (((const V *)at(l, (id), column))[i])
 
 #define DEFINE_PIECE(D, WIDTH)                                                                     \
     typedef float v##D __attribute__((vector_size(4 * (WIDTH)), aligned(4), may_alias));           \
     typedef int32_t m##D __attribute__((vector_size(4 * (WIDTH)), aligned(4), may_alias));         \
-    static inline __attribute__((always_inline)) void bags_##D(int pooling, PIECE_ARGUMENTS) {     \
+    static inline __attribute__((always_inline)) void pool_##D(                                    \
+        int pooling, const unit *u, int64_t column, float *restrict out, int64_t out_stride) {     \
         enum { N = (D) / (WIDTH) };                                                                \
-        for (int64_t row = begin; row < end; row++) {                                              \
-            if (l->ahead && row + l->ahead < stride)                                               \
-                prefetch_bag(l, ids + row + l->ahead, stride, column, (D));                        \
+        const float *const *row = u->rows;                                                         \
+        const float *weight = u->weights;                                                          \
+        const int64_t n_ids = pooling == COPY ? 1 : u->n_ids;                                      \
+        const float divisor = u->l->divisor;                                                       \
+        for (int64_t r = 0; r < u->n_rows; r++, row += n_ids, weight += n_ids, out += out_stride) {\
             v##D sum[N];                                                                           \
-            for (int i = 0; i < N; i++) sum[i] = LOAD(v##D, ids[row], i);                          \
+            for (int i = 0; i < N; i++) sum[i] = ((const v##D *)(row[0] + column))[i];             \
             if (pooling == WEIGHTED_SUM)                                                           \
-                for (int i = 0; i < N; i++) sum[i] *= weights[row];                                \
+                for (int i = 0; i < N; i++) sum[i] *= weight[0];                                   \
             if (pooling == WEIGHTED_MAX)                                                           \
-                for (int i = 0; i < N; i++) sum[i] += weights[row];                                \
-            for (int64_t k = 1; pooling != COPY && k < l->n_ids; k++) {                            \
-                int64_t at_k = k * stride + row;                                                   \
+                for (int i = 0; i < N; i++) sum[i] += weight[0];                                   \
+            for (int64_t k = 1; k < n_ids; k++)                                                    \
                 for (int i = 0; i < N; i++) {                                                      \
-                    v##D x = LOAD(v##D, ids[at_k], i);                                             \
+                    v##D x = ((const v##D *)(row[k] + column))[i];                                 \
                     if (pooling == SUM) sum[i] += x;                                               \
-                    if (pooling == WEIGHTED_SUM) sum[i] += x * weights[at_k];                      \
-                    if (pooling == WEIGHTED_MAX) x += weights[at_k];                               \
-                    if (pooling == MAX || pooling == WEIGHTED_MAX) {                               \
+                    if (pooling == WEIGHTED_SUM) sum[i] += x * weight[k];                          \
+                    if (pooling == WEIGHTED_MAX) x += weight[k];                                   \
+                    if (pooling == MAX || pooling == WEIGHTED_MAX) { /* a NaN stays, as in numpy */\
                         m##D take = (m##D)(x > sum[i]) | (m##D)(x != x);                           \
                         sum[i] = (v##D)(((m##D)x & take) | ((m##D)sum[i] & ~take));                \
                     }                                                                              \
                 }                                                                                  \
-            }                                                                                      \
-            if ((pooling == SUM || pooling == WEIGHTED_SUM) && l->divisor != 1)                    \
-                for (int i = 0; i < N; i++) sum[i] /= l->divisor;                                  \
-            v##D *to = (v##D *)(out + row * out_stride);                                           \
-            for (int i = 0; i < N; i++) to[i] = sum[i];                                            \
+            if ((pooling == SUM || pooling == WEIGHTED_SUM) && divisor != 1)                       \
+                for (int i = 0; i < N; i++) sum[i] /= divisor;                                     \
+            for (int i = 0; i < N; i++) ((v##D *)out)[i] = sum[i];                                 \
         }                                                                                          \
     }                                                                                              \
-    static void piece_##D(PIECE_ARGUMENTS) {                                                       \
-        switch (l->pooling) {                                                                      \
-        case COPY: bags_##D(COPY, PIECE_VALUES); break;                                            \
-        case SUM: bags_##D(SUM, PIECE_VALUES); break;                                              \
-        case WEIGHTED_SUM: bags_##D(WEIGHTED_SUM, PIECE_VALUES); break;                            \
-        case MAX: bags_##D(MAX, PIECE_VALUES); break;                                              \
-        default: bags_##D(WEIGHTED_MAX, PIECE_VALUES);                                             \
+    static void piece_##D(const unit *u, int64_t column, float *out, int64_t out_stride) {         \
+        switch (u->l->pooling) {                                                                   \
+        case COPY: pool_##D(COPY, u, column, out, out_stride); break;                              \
+        case SUM: pool_##D(SUM, u, column, out, out_stride); break;                                \
+        case WEIGHTED_SUM: pool_##D(WEIGHTED_SUM, u, column, out, out_stride); break;              \
+        case MAX: pool_##D(MAX, u, column, out, out_stride); break;                                \
+        default: pool_##D(WEIGHTED_MAX, u, column, out, out_stride);                               \
         }                                                                                          \
     }
 
-#define PIECE_VALUES l, ids, weights, stride, begin, end, out, out_stride, column
 #define NARROWER(D) ((D) < LANES ? (D) : LANES)
 
 DEFINE_PIECE(1, 1)
@@ -106,53 +161,46 @@ DEFINE_PIECE(32, NARROWER(32))
 DEFINE_PIECE(64, NARROWER(64))
 DEFINE_PIECE(128, NARROWER(128))
 
+/* Eight vectors at most: half of the registers where there are fewest. */
 #define TRY_PIECE(D)                                                                               \
-    while ((D) <= 8 * LANES && l->dim - column >= (D)) {                                           \
-        piece_##D(l, ids, weights, stride, begin, end, out + column, out_stride, column);          \
+    while ((D) <= 8 * LANES && u->l->dim - column >= (D)) {                                        \
+        piece_##D(u, column, out + column, b->out_stride);                                         \
         column += (D);                                                                             \
     }
 
-static void all_pieces(const lookup *l, const int64_t *ids, const float *weights, int64_t stride,
-                       int64_t begin, int64_t end, float *out, int64_t out_stride) {
+static void pool(const batch *b, const unit *u) {
+    float *out = b->out + u->row * b->out_stride + u->column;
     int64_t column = 0;
     TRY_PIECE(128) TRY_PIECE(64) TRY_PIECE(32) TRY_PIECE(16)
     TRY_PIECE(8) TRY_PIECE(4) TRY_PIECE(2) TRY_PIECE(1)
 }
 
-static int in_range(const lookup *l, const int64_t *ids, int64_t stride, int64_t begin,
-                    int64_t end) {
-    uint64_t outside = 0;
-    for (int64_t k = 0; k < l->n_ids; k++)
-        for (int64_t row = begin; row < end; row++)
-            outside |= (uint64_t)ids[k * stride + row] >= (uint64_t)l->rows;
-    return !outside;
-}
+/* Look up rows [0, n) of all lookups.
 
-/* Look up rows [0, n). `ids` is [n_ids, n], `weights` [n_weights, n], both C-ordered; row r of
-   `out` starts at out + r * out_stride. Rows go in tiles whose part of `out` the first-level cache
-   holds, as neighbouring lookups of small dimension write to the same cache lines.
-
-   Returns -1, or the index of a lookup that has an id outside its table; `out` is then half
-   written, and nothing outside any table was read. */
+   Returns DONE, or NO_MEMORY, or the index of a lookup that has an id outside its table: `out` is
+   half written then, and nothing outside any table was read. */
 int64_t tb_lookup(const lookup *lookups, int64_t n_lookups, const int64_t *ids,
-                  const float *weights, int64_t n, float *out, int64_t out_stride, int64_t tile) {
-    for (int64_t begin = 0; begin < n; begin += tile) {
-        int64_t end = begin + tile < n ? begin + tile : n;
-        for (int64_t i = 0; i < n_lookups; i++) {
-            const lookup *l = lookups + i;
-            const int64_t *first = ids + l->first_id * n;
-            if (!in_range(l, first, n, begin, end)) return i;
-            if (l->pooling == COPY)
-                for (int64_t k = 0; k < l->n_ids; k++) {
-                    lookup one = *l;
-                    one.n_ids = 1;
-                    all_pieces(&one, first + k * n, 0, n, begin, end,
-                               out + l->offset + k * l->dim, out_stride);
-                }
-            else
-                all_pieces(l, first, weights + l->first_weight * n, n, begin, end,
-                           out + l->offset, out_stride);
-        }
+                  const float *weights, int64_t n, float *out, int64_t out_stride) {
+    if (n == 0) return DONE;
+    const batch b = {lookups, n_lookups, ids, weights, n, out, out_stride};
+    size_t room = UNIT_IDS;
+    for (int64_t i = 0; i < n_lookups; i++)
+        if (room < (size_t)lookups[i].n_ids) room = (size_t)lookups[i].n_ids;
+    const float **rows = malloc(2 * room * (sizeof *rows + sizeof *weights));
+    if (!rows) return NO_MEMORY;
+    float *unit_weights = (float *)(rows + 2 * room);
+    unit units[2] = {{.rows = rows, .weights = unit_weights},
+                     {.rows = rows + room, .weights = unit_weights + room}};
+    cursor at = {0, 0, 0};
+    unit *current = &units[0], *next = &units[1];
+    int in_range = stage(&b, &at, current);
+    while (in_range && current->l) {
+        in_range = stage(&b, &at, next);
+        pool(&b, current);
+        unit *pooled = current;
+        current = next;
+        next = pooled;
     }
-    return -1;
+    free(rows);
+    return in_range ? DONE : current->l - lookups;
 }

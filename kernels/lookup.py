@@ -29,19 +29,16 @@ I64: TypeAlias = NDArray[np.int64]
 _CDEF: Final = """
 typedef struct {
     uintptr_t table; int64_t rows, dim, first_id, n_ids, first_weight, offset, pooling;
-    float divisor; int32_t ahead;
+    float divisor; int32_t prefetch;
 } lookup;
 int64_t tb_lookup(const lookup *lookups, int64_t n_lookups, uintptr_t ids, uintptr_t weights,
-                  int64_t n, uintptr_t out, int64_t out_stride, int64_t tile);
+                  int64_t n, uintptr_t out, int64_t out_stride);
 """
+_DONE: Final = -1
+_NO_MEMORY: Final = -2
 _COPY, _SUM, _WEIGHTED_SUM, _MAX, _WEIGHTED_MAX = range(5)
-# Prefetch 16 table rows ahead (4 to 32 are alike), and not at all where the table stays in the
-# second-level cache, which is 1 or 2 MB on the machines of today.
-_ROWS_AHEAD: Final = 16
+# A table that stays in the second-level cache, of 1 or 2 MB nowadays, needs no prefetch.
 _CACHED_TABLE_BYTES: Final = 256 * 1024
-# Bytes of the part that a tile of rows covers: half of a first-level cache.
-_TILE_BYTES: Final = 16 * 1024
-_SMALLEST_TILE: Final = 16
 
 
 class PooledLookup:
@@ -65,7 +62,6 @@ class PooledLookup:
         self._n_id_rows = len(layout.id_rows)
         self._n_weight_rows = len(layout.weight_rows)
         self._width = layout.width
-        self._tile = max(_TILE_BYTES // max(4 * layout.width, 1), _SMALLEST_TILE)
         self._native = _native() if native else None
         if isinstance(self._native, Native):
             self._descriptors = self._native.ffi.new(
@@ -102,7 +98,7 @@ class PooledLookup:
         if self._width and n and (item_bytes != 4 or row_bytes < 4 * self._width or row_bytes % 4):
             raise ValueError(f"out: want rows apart and their numbers not, got {out.strides}")
         if isinstance(self._native, Native):
-            bad = self._native.lib.tb_lookup(
+            done = self._native.lib.tb_lookup(
                 self._descriptors,
                 len(self._tables),
                 _address(ids),
@@ -110,13 +106,15 @@ class PooledLookup:
                 n,
                 _address(out),
                 row_bytes // 4,
-                self._tile,
             )
-            if bad >= 0:
-                _raise_outside(self.layout.lookups[bad], self._tables[bad], ids)
+            if done == _NO_MEMORY:
+                raise MemoryError("pooled lookup")
+            if done != _DONE:
+                _raise_outside(self.layout.lookups[done], self._tables[done], ids)
         else:
-            for lookup, table in zip(self.layout.lookups, self._tables, strict=True):
-                _numpy_lookup(lookup, table, ids, weights, out)
+            with np.errstate(all="ignore"):  # infinities and NaN go through, as they do in C
+                for lookup, table in zip(self.layout.lookups, self._tables, strict=True):
+                    _numpy_lookup(lookup, table, ids, weights, out)
         return out
 
 
@@ -171,7 +169,6 @@ def _descriptor(lookup: Lookup, table: F32) -> dict[str, float]:
         pooling = _WEIGHTED_MAX if weighted else _MAX
     else:
         pooling = _WEIGHTED_SUM if weighted else _SUM
-    n_ids_at_once = 1 if pooling == _COPY else lookup.n_ids
     return {
         "table": _address(table),
         "rows": table.shape[0],
@@ -182,7 +179,7 @@ def _descriptor(lookup: Lookup, table: F32) -> dict[str, float]:
         "offset": lookup.offset,
         "pooling": pooling,
         "divisor": lookup.n_ids if lookup.pooling == "mean" else 1,
-        "ahead": 0 if table.nbytes <= _CACHED_TABLE_BYTES else -(-_ROWS_AHEAD // n_ids_at_once),
+        "prefetch": table.nbytes > _CACHED_TABLE_BYTES,
     }
 
 
