@@ -135,7 +135,7 @@ def zeromq_loop(
     with zmq.Context() as context, running(command) as process:
         connect = _zmq_connect(context, [address], prepared, wires.read_loop_reply)
         _await_answer(connect)
-        name = f"ZeroMQ loop, batches to {most}" if most > 1 else "ZeroMQ loop, one by one"
+        name = "ZeroMQ loop, one by one" if most == 1 else f"ZeroMQ loop, 1 to {most}"
         yield Contender(name=name, connect=connect, scores=_loop_scores, pid=process.pid)
 
 
@@ -172,7 +172,7 @@ def mosec(
         _await_port(port)
         _await_answer(connect)
         yield Contender(
-            name=f"MOSEC, {n_workers} worker{'s' * (n_workers > 1)}, batches to {most}",
+            name=f"MOSEC, {n_workers} worker{'s' * (n_workers > 1)}",
             connect=connect,
             scores=lambda body: np.frombuffer(body, np.float32).reshape(-1, 1),
             pid=process.pid,

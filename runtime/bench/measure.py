@@ -123,10 +123,9 @@ def find_rate(
 ) -> Measurement:
     """Search for the highest rate at which a server holds its promise.
 
-    Bisection between 40 % and 110 % of the capacity with short runs; then runs of full length,
-    from the rate found down by 3 % each, until one holds. A run that does not hold is done once
-    more: a machine is seldom alone with its benchmark, and a burst of other work is not the
-    server's limit.
+    Bisection up to 110 % of the capacity, with short runs; then runs of full length, from the rate
+    found down by 3 % each, until one holds. A run that does not hold is done once more: a machine
+    is seldom alone with its benchmark, and a burst of other work is not the server's limit.
 
     Args:
         run: Takes rate and seconds, and measures an open loop.
@@ -149,11 +148,11 @@ def find_rate(
                 break
         return held, measurement
 
-    low, high = 0.4 * capacity, 1.1 * capacity
+    low, high = 0.0, 1.1 * capacity
     for _ in range(_N_PROBES):
         rate = (low + high) / 2
         low, high = (rate, high) if attempt(rate, _PROBE_S)[0] else (low, rate)
-    rate = low
+    rate = low or high
     for _ in range(_N_CONFIRMATIONS):
         held, measurement = attempt(rate, duration_s)
         measurement.figures.update(rate=round(rate, 1), held=held)

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from runtime.bench.report import percentile
 
 _WIDTH: Final = 1000
-_HEIGHT: Final = 520
-_TOP: Final = 128
-_BOTTOM: Final = 448
+_HEIGHT: Final = 536
+_TOP: Final = 144
+_BOTTOM: Final = 464
+_LEGEND_COLUMNS: Final = 3
+_LEGEND_WIDTH: Final = 320
 _LEFT: Final = (64, 484)
 _RIGHT: Final = (556, 976)
 _N_DOTS: Final = 1500
@@ -120,15 +122,15 @@ def _y(ms: float, low: float, high: float) -> float:
 
 
 def _legend(series: Sequence[Series]) -> list[str]:
-    parts, x = [], float(_LEFT[0] - 40)
+    parts = []
     for k, one in enumerate(series):
-        words = f"{one.name}  {one.note}"
-        parts.append(f'<rect x="{x:.1f}" y="74" width="14" height="4" rx="2" fill="var(--s{k})"/>')
+        x = _LEFT[0] - 40 + _LEGEND_WIDTH * (k % _LEGEND_COLUMNS)
+        y = 80 + 18 * (k // _LEGEND_COLUMNS)
+        parts.append(f'<rect x="{x}" y="{y - 6}" width="14" height="4" rx="2" fill="var(--s{k})"/>')
         parts.append(
-            f'<text x="{x + 20:.1f}" y="80"><tspan class="name">{escape(one.name)}</tspan> '
+            f'<text x="{x + 20}" y="{y}"><tspan class="name">{escape(one.name)}</tspan> '
             f"{escape(one.note)}</text>"
         )
-        x += 44 + 6.4 * len(words)
     return parts
 
 

@@ -254,7 +254,7 @@ class Session:
     def _draw(self, line: Mapping[str, Any]) -> str:
         cores = line["machine"]["cores"]
         subtitle = (
-            f"{line['load']} loop, candidates {line['sizes']} (mean {line['mean_rows']:g}), "
+            f"{line['load']} loop, candidates {line['sizes']} (mean {line['mean_rows']:.0f}), "
             f"{line['seconds']:g} s, {cores} cores shared with the load generator"
         )
         title = f"{line['model']}, {line['topology']}: {line['requests_per_s']:,.0f} requests/s"
@@ -263,7 +263,10 @@ class Session:
 
 def _series(name: str, measurement: Measurement) -> plot.Series:
     record, figures = measurement.record, measurement.figures
-    note = f"{figures['requests_per_s']:,.0f}/s, p99 {figures['p99_ms']} ms"
+    p99_ms = figures["p99_ms"]
+    note = f"{figures['requests_per_s']:,.0f}/s, " + (
+        "no answers" if p99_ms is None else f"p99 {p99_ms:.3g} ms"
+    )
     ok = record.codes == 0
     return plot.Series(name, note, record.due_s[ok], report.latencies_ms(record))
 

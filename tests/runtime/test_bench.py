@@ -253,7 +253,7 @@ def test_the_plot_is_well_formed_svg_within_its_borders(sizes: list[int]) -> Non
         for point in line.attrib["points"].split():
             x, y = (float(part) for part in point.split(","))
             assert 64 <= x <= 976
-            assert 128 <= y <= 448
+            assert 144 <= y <= 464
 
 
 def test_a_slower_contenders_line_lies_higher() -> None:
@@ -293,3 +293,12 @@ def test_a_rate_that_a_full_run_does_not_hold_is_lowered_until_one_does() -> Non
     )
     assert found.figures["held"]
     assert 670 <= found.figures["rate"] <= 700
+
+
+def test_a_server_that_holds_no_rate_is_said_to_hold_none() -> None:
+    def run(rate: float, seconds: float) -> Measurement:
+        assert rate > 0
+        return Measurement(figures={"p99_ms": None}, record=record_of([LOST], [math.nan]))
+
+    found = find_rate(run, 1000, lambda figures: False, duration_s=60, say=lambda text: None)
+    assert not found.figures["held"]
