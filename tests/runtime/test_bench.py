@@ -229,7 +229,8 @@ def test_stages_are_the_actors_histograms() -> None:
 
 def test_scores_of_another_shape_are_no_small_error() -> None:
     same = np.ones((3, 1), np.float32)
-    assert report.compare([(same, same + 0.25)]) == {"answers": 1, "max_abs_error": 0.25}
+    found = report.compare([(same, same + 0.25), (same, same), (same, same * 1.0001)])
+    assert (found["answers"], found["wrong"], found["max_abs_error"]) == (3, 1, 0.25)
     with pytest.raises(ValueError, match=r"\(3, 1\)"):
         report.compare([(same[:2], same)])
 
