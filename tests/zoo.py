@@ -26,7 +26,6 @@ from kernels.bundle.build import BuildOptions, build_bundle
 from kernels.bundle.load import Bundle, load_bundle
 from kernels.bundle.manifest import KeptTable, Manifest
 from kernels.bundle.verify import Case, read_cases, row_shapes
-from kernels.errors import KernelsError
 from kernels.features.blocks import RawRequest, SideMatrices
 from kernels.features.feature import Feature
 from kernels.features.parser import Parser
@@ -135,7 +134,8 @@ class InProcess:
     def _stage(self, lookup: PooledLookup, matrices: SideMatrices, block: F32) -> None:
         width = block.shape[1] - matrices.values.shape[1]
         if width:
-            block[:, :width] = lookup.run(matrices.ids, matrices.weights)
+            ids = np.ascontiguousarray(matrices.ids)
+            block[:, :width] = lookup.run(ids, np.ascontiguousarray(matrices.weights))
         block[:, width:] = matrices.values
 
 
@@ -178,7 +178,7 @@ def check(model: Model, serve: Callable[[Path], Scorer]) -> Result:
                 result = _compare(model, manifest, load_bundle(path), cases, scorer, result)
             finally:
                 scorer.close()
-    except KernelsError as error:
+    except Exception as error:  # a model's failure is reported, and the others run
         result = attrs.evolve(result, problem=f"{type(error).__name__}: {error}")
     return attrs.evolve(result, seconds=time.perf_counter() - start)
 

@@ -14,16 +14,19 @@ from collections.abc import Mapping
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
 from kernels.bundle.inputs import Shapes, gaps
 from kernels.bundle.traces import FeatureTraces, elements_of, trace_features
 from kernels.errors import GraphError
 from kernels.features.spec import FeatureSpec
-from kernels.graph.facts import TRACE_BATCH, Facts, row_shape
-from kernels.graph.model import Graph, Port, reads
+from kernels.graph.facts import TRACE_BATCH, Facts, feeds, row_shape
+from kernels.graph.model import Array, Graph, Port, reads
+from kernels.graph.probe import open_prober
 from kernels.graph.trace import Codes, Columns, Element, Root, Traced, encode
 
 # Where only the type bounds an id: what int32, exact JSON numbers and float32 can hold.
+_TRIED = 64  # values tried at once when bounding a column
 _LARGEST = {"i": 2**53, "f": 2**24}
 
 
@@ -33,11 +36,13 @@ class _Column:
 
     Attributes:
         size: How many ids it may hold; None for a number.
+        computed: Whether ids are computed from it.
         used_in: The tensors that hold it but not all columns of its input, and its place in
             lookups that tell columns apart: columns with the same belong together.
     """
 
     size: int | None = None
+    computed: bool = False
     used_in: set[object] = attrs.field(factory=set)
 
 
@@ -56,6 +61,7 @@ def infer_features(graph: Graph, facts: Facts, shapes: Shapes, spec: FeatureSpec
     found = {name: [_Column() for _ in range(size)] for name, size in sizes.items()}
     _note_uses(found, traces)
     _note_ids(found, graph, facts, traces)
+    _bound_computed(found, graph, facts, shapes)
     text = ""
     for port in graph.inputs:
         described = [] if spec is None else [f for f in spec.features if f.input == port.name]
@@ -141,7 +147,63 @@ def _note_computed(
                     largest = _LARGEST["f" if facts.dtypes[root.name].kind == "f" else "i"]
                     if facts.dtypes[root.name].itemsize == 4 and kind in "iu":
                         largest = min(largest, 2**31)
+                    column.computed = True
                     column.size = largest if column.size is None else column.size
+
+
+def _bound_computed(
+    found: Mapping[str, list[_Column]], graph: Graph, facts: Facts, shapes: Shapes
+) -> None:
+    """Lower the sizes of columns from which ids are computed to what keeps these in their tables.
+
+    By trying values, each column's for itself and the others zero: the ids come from arithmetic
+    that nothing here knows. Hashes take all values; ``x * n + field`` takes the first so many.
+    """
+    columns = [
+        (name, place, column)
+        for name, each in found.items()
+        for place, column in enumerate(each)
+        if column.computed
+    ]
+    if not columns:
+        return
+    producers = graph.producers()
+    rows = {
+        producers[name].input[1]: graph.constants[producers[name].input[0]].shape[0]
+        for name in facts.lookups
+        if producers[name].input[1] in producers
+    }
+    part = attrs.evolve(graph, outputs=tuple(rows), nodes=list(graph.nodes))
+    part.constants = dict(graph.constants)
+    part.prune()
+    prober = open_prober(part, rows)
+
+    def fits(name: str, place: int, values: Array) -> NDArray[np.bool_]:
+        fed = feeds(graph, shapes, len(values), 0)
+        flat = fed[name].reshape(len(values), -1)
+        flat[:, place] = values
+        fed[name] = flat.reshape(fed[name].shape)
+        results = prober.run(fed)
+        ok = np.ones(len(values), np.bool_)
+        for tensor, n in rows.items():
+            ids = results[tensor].reshape(len(values), -1)
+            ok &= ((ids >= 0) & (ids < n)).all(axis=1)
+        return ok
+
+    for name, place, column in columns:
+        assert column.size is not None
+        low, high = 0, column.size  # every value below low + 1 fits, as far as was tried
+        while high - low > 1:
+            values = np.unique(np.linspace(low, high - 1, _TRIED).astype(np.int64))
+            failing = np.flatnonzero(~fits(name, place, values))
+            if not failing.size:
+                low = high - 1
+            elif failing[0] == 0:
+                break  # not even zero fits: the other columns must go with it
+            else:
+                low, high = int(values[failing[0] - 1]), int(values[failing[0]])
+        if high < column.size:
+            column.size = low + 1
 
 
 def _sections(port: Port, columns: list[_Column], start: int, end: int) -> str:

@@ -36,6 +36,7 @@ _CHEAP: Final = frozenset(
     | {"Mul", "Neg", "Not", "OneHot", "Or", "Pad", "Pow", "Reciprocal", "ReduceMax", "ReduceMean"}
     | {"ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Round", "Shape", "Sign", "Slice"}
     | {"Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where"}
+    | {"ReduceL1", "ReduceL2", "ReduceSumSquare", "Sigmoid", "Tanh", "Softmax"}
     | {"Xor", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"}
 )
 # A column costs four bytes a row to carry; computing a small mask again on a GPU costs a launch.

@@ -200,6 +200,8 @@ class Pooler:
         """Return the pooling that a reduction or a product with weights is, if it is one."""
         if node.op_type == "MatMul":
             return self._product(node, rows)
+        if node.op_type == "Einsum":
+            return self._einsum(node, rows)
         pooling = _REDUCTIONS.get(node.op_type)
         if pooling is None or node.input[0] not in rows:
             return None
@@ -248,6 +250,35 @@ class Pooler:
         shape = list(source.shape[:-1])
         shape.insert(len(shape) + 1 + row_axis, 1)
         return self._pool("sum", _Rows(source, weights, np.zeros_like(source)), tuple(shape))
+
+    def _einsum(self, node: onnx.NodeProto, rows: Mapping[str, _Rows]) -> Pooled | None:
+        """Products of rows and weights, summed over the labels that the result has not."""
+        equation = attribute(node, "equation").decode().replace(" ", "")
+        terms, _, result = equation.partition("->")
+        labels = terms.split(",")
+        if len(labels) != 2 or len(node.input) != 2 or not result or "." in equation:
+            return None
+        left, right = (0, 1) if node.input[0] in rows else (1, 0)
+        source = rows.get(node.input[left])
+        weights = self.traces.values.get(node.input[right])
+        if source is None or weights is None or source.weights.any() or source.biases.any():
+            return None
+        summed = sorted(set("".join(labels)) - set(result))
+        order = [*result, *summed]
+        if any(len(set(each)) < len(each) for each in (*labels, result)):
+            return None
+        parts = [
+            _aligned(codes, each, order)
+            for codes, each in ((source.codes, labels[left]), (weights.codes, labels[right]))
+        ]
+        codes, scale = np.broadcast_arrays(*parts)
+        shape = codes.shape[: len(result)]
+        flat = (*shape, -1)
+        return self._pool(
+            "sum",
+            _Rows(codes.reshape(flat), scale.reshape(flat), np.zeros((*flat[:-1], 1), np.int64)),
+            shape,
+        )
 
     def _pool(self, pooling: Pooling, rows: _Rows, shape: tuple[int, ...]) -> Pooled | None:
         """Check that reducing the last axis pools, and return it in the result's shape."""
@@ -303,6 +334,13 @@ class Pooler:
         number = self.traces.columns.number(plain)
         alike = self.traces.columns.element(self.traces.alike.get(number, number))
         return Element(element.root, alike.place)
+
+
+def _aligned(codes: Codes, labels: str, order: list[str]) -> Codes:
+    """Return codes with an axis for each label of ``order``, of size 1 for those it lacks."""
+    moved = np.transpose(codes, [labels.index(label) for label in order if label in labels])
+    sizes = iter(moved.shape)
+    return moved.reshape([next(sizes) if label in labels else 1 for label in order])
 
 
 def change_codes(codes: Codes, columns: Columns, change: Change) -> Codes:

@@ -44,10 +44,16 @@ class Sampler:
         shape = (n, width(feature))
         if feature.dtype == "int64" and feature.ids is not None and feature.table is None:
             return ids_of(feature, shape, random)
+        if self._is_flag(feature):
+            return random.integers(0, 2, shape)
         if feature.name in self.counts:
             largest = _LARGEST_COUNTS[trial % TRIALS]
             return random.integers(1, largest + 1, shape)
         return random.normal(size=shape).astype(np.float32)
+
+    def _is_flag(self, feature: Feature) -> bool:
+        ports = self.inputs.graph.inputs
+        return any(port.name == feature.input and port.dtype.kind == "b" for port in ports)
 
 
 def ids_of(feature: Feature, shape: tuple[int, int], random: np.random.Generator) -> Array:

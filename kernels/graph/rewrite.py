@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from kernels.graph.bags import rewrite_bags
-from kernels.graph.facts import Facts, Kind
+from kernels.graph.facts import Dims, Facts, Kind
 from kernels.graph.model import Array, Graph, attribute
 
 Producers = Mapping[str, onnx.NodeProto]
@@ -91,27 +91,36 @@ def _sequence_at(
     return [_node("Slice", [source, *inputs], name)]
 
 
-def _one_hot_matmul(
+def _one_hot_product(
     node: onnx.NodeProto, graph: Graph, facts: Facts, producers: Producers
 ) -> Replacement:
-    """``one_hot(ids) @ table``: rows of the table, as ids are in range."""
+    """``one_hot(ids) @ table``, with a bias or without: rows of the table, as ids are in range."""
     table = graph.constants.get(node.input[1])
-    if table is None or table.ndim != 2:
-        return None
     hot = producers.get(node.input[0])
     while hot is not None and hot.op_type == "Cast":
         hot = producers.get(hot.input[0])
-    if hot is None or hot.op_type != "OneHot" or facts.kinds[hot.input[0]] != Kind.FEATURES:
+    if table is None or table.ndim != 2 or hot is None or hot.op_type != "OneHot":
         return None
+    scaled = any(attribute(node, each, 1.0) != 1.0 for each in ("alpha", "beta"))
+    if scaled or attribute(node, "transA", 0) or facts.kinds[hot.input[0]] != Kind.FEATURES:
+        return None
+    rows = np.ascontiguousarray(table.T) if attribute(node, "transB", 0) else table
     depth, values = graph.constants.get(hot.input[1]), graph.constants.get(hot.input[2])
     dims = facts.dims.get(hot.input[0])
-    if depth is None or values is None or dims is None or depth.item() != table.shape[0]:
+    if depth is None or values is None or dims is None or depth.item() != len(rows):
         return None
     if values.tolist() != [0, 1] or attribute(hot, "axis", -1) not in (-1, len(dims)):
         return None
-    ids, out = node.output[0] + "/ids", node.output[0]
-    to = onnx.TensorProto.INT64
-    return [_node("Cast", [hot.input[0]], ids, to=to), _node("Gather", [node.input[1], ids], out)]
+    name, to = node.output[0], onnx.TensorProto.INT64
+    named = node.input[1] if rows is table else constant(graph, node.input[1] + "/rows", rows)
+    cast = _node("Cast", [hot.input[0]], name + "/ids", to=to)
+    if len(node.input) < 3 or not node.input[2]:
+        return [cast, _node("Gather", [named, name + "/ids"], name)]
+    return [
+        cast,
+        _node("Gather", [named, name + "/ids"], name + "/taken"),
+        _node("Add", [name + "/taken", node.input[2]], name),
+    ]
 
 
 def _gather(node: onnx.NodeProto, graph: Graph, facts: Facts, producers: Producers) -> Replacement:
@@ -122,8 +131,10 @@ def _gather(node: onnx.NodeProto, graph: Graph, facts: Facts, producers: Produce
         return None
     axis += table.ndim if axis < 0 else 0
     ids = facts.dims.get(node.input[1])
-    if axis == 0 or ids is None:
+    if ids is None:
         return None
+    if axis == 0:
+        return _gather_rows_first(node, table, ids)
     rows = constant(
         graph, node.input[0] + f"/axis{axis}", np.ascontiguousarray(np.moveaxis(table, axis, 0))
     )
@@ -133,6 +144,22 @@ def _gather(node: onnx.NodeProto, graph: Graph, facts: Facts, producers: Produce
     return [
         _node("Gather", [rows, node.input[1]], taken),
         _node("Transpose", [taken], node.output[0], perm=perm),
+    ]
+
+
+def _gather_rows_first(node: onnx.NodeProto, table: Array, ids: Dims) -> Replacement:
+    """Move the batch to the front where ids have it elsewhere, as recurrences want them."""
+    batch = [axis for axis, dim in enumerate(ids) if dim.per_row]
+    if len(batch) != 1 or batch[0] == 0:
+        return None
+    (axis,) = batch
+    n, name = len(ids), node.output[0]
+    order = [axis, *(each for each in range(n) if each != axis)]
+    back = [order.index(each) for each in range(n)]
+    return [
+        _node("Transpose", [node.input[1]], name + "/ids", perm=order),
+        _node("Gather", [node.input[0], name + "/ids"], name + "/rows"),
+        _node("Transpose", [name + "/rows"], name, perm=[*back, *range(n, n + table.ndim - 1)]),
     ]
 
 
@@ -185,7 +212,8 @@ def _gather_nd(node: onnx.NodeProto, graph: Graph, facts: Facts, _: Producers) -
 _RULES: Final[Mapping[str, Rule]] = {
     "CastLike": _cast_like,
     "SequenceAt": _sequence_at,
-    "MatMul": _one_hot_matmul,
+    "MatMul": _one_hot_product,
+    "Gemm": _one_hot_product,
     "Gather": _gather,
     "GatherND": _gather_nd,
 }
