@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
 
 import attrs
+import numpy as np
 import trio
 from attrs.validators import ge, instance_of
+from numpy.typing import NDArray
+from outcome import Outcome
 
 from actors.engine import Engine, Work
 from actors.join import BlockLayout
@@ -19,6 +23,7 @@ from kernels.errors import KernelsError
 from kernels.host import HostExecutor
 from runtime.actor import Context, Envelope
 from runtime.errors import StartError
+from runtime.lanes import LaneThreads
 from runtime.mailbox import Mailbox
 from runtime.metrics import Metrics
 from runtime.window import Window, WindowPolicy
@@ -67,26 +72,29 @@ class Executor:
         self._metrics = Metrics()
         self._timer = trio.CancelScope()
         self._pumped = trio.Event()
-        self._limiter = trio.CapacityLimiter(self._options.lanes)
+        self._lanes: LaneThreads[NDArray[np.float32]]
 
     async def run(
         self, mailbox: Mailbox, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Serve until the mailbox is closed and empty and every launch is done."""
         engine = await trio.to_thread.run_sync(self._open)
+        self._lanes = LaneThreads(engine.dense.n_lanes, self._context.name)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._tick, engine, nursery)
+                nursery.start_soon(self._lanes.watch)
+                nursery.start_soon(self._tick, engine)
                 task_status.started()
                 while envelopes := await mailbox.receive_batch(_RECEIVE_MOST):
                     for envelope in envelopes:
                         self._serve(engine, envelope)
-                    self._pump(engine, nursery)
+                    self._pump(engine)
                 while not engine.idle:
                     self._pumped = trio.Event()
                     await self._pumped.wait()
                 nursery.cancel_scope.cancel()
         finally:
+            await self._lanes.aclose()
             engine.close()
 
     def _open(self) -> Engine:
@@ -144,38 +152,43 @@ class Executor:
         else:
             self._metrics.count("strays")
 
-    def _pump(self, engine: Engine, nursery: trio.Nursery) -> None:
+    def _pump(self, engine: Engine) -> None:
         """Launch what is to run now, and set the timer for what comes next."""
         now = trio.current_time()
         for window in engine.windows(now):
-            nursery.start_soon(self._launch, engine, window, nursery)
+            run = functools.partial(
+                engine.dense.run, window.lane, len(window.slices), window.n_rows
+            )
+            self._lanes.submit(
+                window.lane, run, functools.partial(self._launched, engine, window, now)
+            )
         wake_at = engine.wake_at(now)
         self._timer.deadline = math.inf if wake_at is None else wake_at
         self._pumped.set()
 
-    async def _launch(self, engine: Engine, window: Window[Work], nursery: trio.Nursery) -> None:
-        launched = trio.current_time()
+    def _launched(
+        self,
+        engine: Engine,
+        window: Window[Work],
+        launched: float,
+        result: Outcome[NDArray[np.float32]],
+    ) -> None:
+        """Answer a window's requests, and launch what the idle lane makes room for."""
         try:
-            scores = await trio.to_thread.run_sync(
-                engine.dense.run,
-                window.lane,
-                len(window.slices),
-                window.n_rows,
-                limiter=self._limiter,
-            )
+            scores = result.unwrap()
         except KernelsError as error:
             log.exception("%s: a launch failed", self._context.name)
             engine.failed(window, str(error))
         else:
             engine.done(window, scores, launched, trio.current_time())
-        self._pump(engine, nursery)
+        self._pump(engine)
 
-    async def _tick(self, engine: Engine, nursery: trio.Nursery) -> None:
+    async def _tick(self, engine: Engine) -> None:
         """Pump whenever the timer runs out; ``_pump`` sets it."""
         while True:
             with trio.CancelScope(deadline=self._timer.deadline) as self._timer:
                 await trio.sleep_forever()
-            self._pump(engine, nursery)
+            self._pump(engine)
 
     def _tell(self, gateway: str, scores: ScoresBatch) -> None:
         try:

@@ -99,6 +99,7 @@ class Gateway:
         self._seq = itertools.count(1)
         self._socket: RouterSocket | None = None
         self._metrics = Metrics()
+        self._entered = trio.Event()
         self._left = trio.Event()
 
     async def run(
@@ -256,6 +257,7 @@ class Gateway:
             executor=executor.name,
         )
         self._flight.add(seq, pending, executor.name)
+        self._entered.set()
         self._metrics.count("batches")
         self._metrics.observe_many("parse_us", [(now - each.arrived) * 1e6 for each in pending])
         try:
@@ -309,7 +311,12 @@ class Gateway:
     async def _sweep(self) -> None:
         """Answer those whose budget ran out, whoever holds them up."""
         while True:
-            await trio.sleep(_SWEEP_S)
+            deadline = self._flight.next_deadline()
+            if deadline is None:
+                self._entered = trio.Event()
+                await self._entered.wait()
+                continue
+            await trio.sleep_until(max(deadline, trio.current_time() + _SWEEP_S))
             for request in self._flight.expire(trio.current_time()):
                 self._refuse(request.route, request.request_id, "deadline", "the budget ran out")
             self._left.set()

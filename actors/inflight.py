@@ -112,6 +112,15 @@ class InFlight:
                 heapq.heappush(self._deadlines, (entry.first_deadline(), seq))
         return expired
 
+    def next_deadline(self) -> float | None:
+        """Return the first deadline of a batch that has requests waiting, or None.
+
+        One of its requests may have left: then ``expire`` finds nothing at that time.
+        """
+        while self._deadlines and self._deadlines[0][1] not in self._batches:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
     def _take(self, seq: int, entry: _Entry, position: int) -> bool:
         if not entry.waiting[position]:
             return False

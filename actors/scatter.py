@@ -47,6 +47,8 @@ class ModelFront:
     parser: Parser
     shards: list[ShardRoute]
     executors: list[Ref]
+    output_names: tuple[str, ...]
+    output_widths: tuple[int, ...]
 
     def describe(self) -> dict[str, Any]:
         """Return what a client may want to know of the model, for JSON."""
@@ -61,18 +63,16 @@ class ModelFront:
 
     def reply(self, request_id: int, scores: NDArray[np.float32]) -> ScoreReply:
         """Return the answer that carries these scores."""
-        outputs = self.bundle.manifest.outputs
         return ScoreReply(
             request_id=request_id,
-            outputs=tuple(output.name for output in outputs),
-            widths=tuple(output.width for output in outputs),
+            outputs=self.output_names,
+            widths=self.output_widths,
             scores=scores,
         )
 
     def no_scores(self, request_id: int) -> ScoreReply:
         """Return the answer to a request without candidates."""
-        n_columns = sum(output.width for output in self.bundle.manifest.outputs)
-        return self.reply(request_id, np.empty((0, n_columns), np.float32))
+        return self.reply(request_id, np.empty((0, sum(self.output_widths)), np.float32))
 
     def messages(
         self,
@@ -146,6 +146,8 @@ def open_front(context: Context, name: str, *, max_candidates: int) -> ModelFron
             if user.width or candidate.width
         ],
         executors=[context.ref(executor) for executor in model.executors],
+        output_names=tuple(output.name for output in bundle.manifest.outputs),
+        output_widths=tuple(output.width for output in bundle.manifest.outputs),
     )
 
 

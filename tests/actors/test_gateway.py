@@ -251,7 +251,7 @@ async def test_a_request_that_nobody_answers_is_answered_at_its_deadline(
         start = trio.current_time()
         answer = await ask(host, request(1, budget_us=50_000))
         assert_error(answer, "deadline", "")
-        assert 0.050 <= trio.current_time() - start <= 0.055
+        assert 0.0499 <= trio.current_time() - start <= 0.055
         [batch] = [each for each in Silent.last.seen if isinstance(each, Batch)]
         late = ScoresBatch(
             seq=batch.seq,
