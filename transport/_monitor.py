@@ -23,19 +23,19 @@ class Monitor:
     def __init__(self, socket: zmq.Socket[Any]) -> None:
         self._address = f"inproc://monitor-{id(socket):x}"
         socket.monitor(self._address, _EVENTS)
-        self._pair: zmq.Socket[Any] = socket.context.socket(zmq.PAIR)
+        self.pair: zmq.Socket[Any] = socket.context.socket(zmq.PAIR)
         # Events that nobody reads must not stop the I/O thread that sends them.
-        self._pair.set(zmq.RCVHWM, 0)
-        self._pair.set(zmq.LINGER, 0)
-        self._pair.connect(self._address)
-        self.fd: int = self._pair.fileno()
+        self.pair.set(zmq.RCVHWM, 0)
+        self.pair.set(zmq.LINGER, 0)
+        self.pair.connect(self._address)
+        self.fd: int = self.pair.fileno()
         self.connected = False
         self.n_lost = 0
 
     def refresh(self) -> None:
         """Read all that has happened since."""
-        while get(self._pair, zmq.EVENTS) & zmq.POLLIN:
-            event, _address = receive_nowait(self._pair)
+        while get(self.pair, zmq.EVENTS) & zmq.POLLIN:
+            event, _address = receive_nowait(self.pair)
             connected = int.from_bytes(event[:2], sys.byteorder) == zmq.EVENT_HANDSHAKE_SUCCEEDED
             if self.connected and not connected:
                 self.n_lost += 1
@@ -43,4 +43,4 @@ class Monitor:
 
     def close(self) -> None:
         """Close; the monitored socket may be closed before or after."""
-        self._pair.close(0)
+        self.pair.close(0)

@@ -18,7 +18,7 @@ that notice away for good: a send parked on a ROUTER also looks by itself every 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Self
 
@@ -282,16 +282,30 @@ class DealerSocket(_Socket):
     async def wait_lost(self, n_lost: int) -> int:
         """Wait until the connection was lost more than ``n_lost`` times; return how often it was.
 
-        One task may wait.
+        One task may wait for the connection to come or to go.
 
         Raises:
             SocketClosed: The socket is closed, or was while this waited.
         """
+        await self._wait_connection(lambda: self.n_lost > n_lost)
+        return self._monitor.n_lost
+
+    async def wait_connected(self) -> None:
+        """Wait until there is a connection.
+
+        One task may wait for the connection to come or to go.
+
+        Raises:
+            SocketClosed: The socket is closed, or was while this waited.
+        """
+        await self._wait_connection(lambda: self.connected)
+
+    async def _wait_connection(self, arrived: Callable[[], bool]) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             self._check_open()
-            if self.n_lost > n_lost:
-                return self._monitor.n_lost
+            if arrived():
+                return
             # ``connected`` may take the notice away while this sleeps: then it cancels the watch.
             self._monitor_watch = trio.CancelScope()
             with self._monitor_watch:
