@@ -1,13 +1,12 @@
 /* Pooled embedding lookup: all lookups of one side of a batch in one call. See lookup.py.
 
-   Work goes in units: some bags of one lookup. *Staging* a unit checks its ids, turns them into
-   addresses bag by bag (ids come position by position, often a multiple of 4 KB apart, which a
-   cache cannot hold) and prefetches the rows. The next unit is staged before one is pooled, so that
-   memory is busy meanwhile.
+   Work goes in units: some bags of one lookup. *Staging* a unit checks its ids and turns them into
+   addresses bag by bag: ids come position by position, often a multiple of 4 KB apart, which a cache
+   cannot hold. *Pooling* then reads the rows, and prefetches those that are some addresses ahead.
 
-   *Pooling* cuts a row into pieces of 128, 64, ... 1 floats; each piece width has its own loop, in
-   which the sum of a bag stays in registers. A loop over a dimension known only at run time is 2 to 4
-   times slower. Vectors are as wide as the machine's, since wider ones spill. */
+   A row is pooled in pieces of 128, 64, ... 1 floats; each piece width has its own loop, in which the
+   sum of a bag stays in registers. A loop over a dimension known only at run time is 2 to 4 times
+   slower. Vectors are as wide as the machine's, since wider ones spill. */
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -23,9 +22,9 @@
 enum { COPY, SUM, WEIGHTED_SUM, MAX, WEIGHTED_MAX };
 enum { DONE = -1, NO_MEMORY = -2 };
 
-/* A unit is of about so many bytes of table rows and so many ids, whichever is less (a bag at least):
-   what is prefetched has to stay in the second-level cache, and 64 to 256 KB are alike. */
-enum { UNIT_BYTES = 128 * 1024, UNIT_IDS = 2048 };
+/* A unit is of about so many ids, and bytes of rows, as those of several pieces are read again; it is
+   a bag at least. Rows are prefetched so many addresses ahead; 4 to 32 are alike. */
+enum { UNIT_IDS = 2048, UNIT_BYTES = 512 * 1024, AHEAD = 16 };
 
 /* Mirrored by the cdef in lookup.py. Counts and strides are of elements, not of bytes. */
 typedef struct {
@@ -36,12 +35,9 @@ typedef struct {
     int64_t offset;       /* first column of out */
     int64_t pooling;      /* of the enum above */
     float divisor;        /* n_ids for a mean, else 1 */
-    int32_t prefetch;     /* 0 for a table that the caches hold */
 } lookup;
 
 typedef struct {
-    const lookup *lookups;
-    int64_t n_lookups;
     const int64_t *ids;   /* [n_ids, n] */
     const float *weights; /* [n_weights, n] */
     int64_t n;
@@ -49,63 +45,38 @@ typedef struct {
     int64_t out_stride;
 } batch;
 
-/* Where the walk over a batch is: at a row of a lookup, and, where rows are copied side by side, of a
-   position of the bag. One lookup is done after the other, since going through the rows in tiles
-   gains 5 % where tables are small and loses 30 % of the locality of large ones. */
-typedef struct {
-    int64_t index, position, row;
-} cursor;
-
+/* Bags [row, row + n_rows) of a lookup, from a position of the bag on. */
 typedef struct {
     const lookup *l;
-    int64_t row, n_rows;
-    int64_t n_ids;      /* of each bag: 1 if rows are copied */
-    int64_t column;     /* of out */
-    const float **rows; /* [n_rows, n_ids] */
+    int64_t position, row, n_rows;
+    int64_t n_ids;      /* of each bag: 1 if rows are copied side by side */
+    const float **rows; /* [n_rows, n_ids], and AHEAD more that may be prefetched */
     float *weights;     /* [n_rows, n_ids] */
 } unit;
 
-/* Stage the unit at `at` and move on. Returns 0 if an id is outside its table; `u->l` is the lookup
-   then, and NULL if there was no unit left. */
-static int stage(const batch *b, cursor *at, unit *u) {
-    u->l = NULL;
-    if (at->index == b->n_lookups) return 1;
-    const lookup *l = u->l = b->lookups + at->index;
-    int copies = l->pooling == COPY;
-    u->n_ids = copies ? 1 : l->n_ids;
-    int64_t most = UNIT_BYTES / (4 * l->dim);
-    most = (most < UNIT_IDS ? most : UNIT_IDS) / u->n_ids;
-    int64_t left = b->n - at->row;
-    u->row = at->row;
-    u->n_rows = left <= most ? left : most ? most : 1;
-    u->column = l->offset + at->position * l->dim;
-
+/* Fill in `rows` and `weights`. Returns 0 if an id is outside its table. */
+static int stage(const batch *b, unit *u) {
+    const lookup *l = u->l;
     uint64_t outside = 0;
     for (int64_t k = 0; k < u->n_ids; k++) {
-        const int64_t *ids = b->ids + (l->first_id + at->position + k) * b->n + u->row;
+        const int64_t *ids = b->ids + (l->first_id + u->position + k) * b->n + u->row;
         for (int64_t r = 0; r < u->n_rows; r++) {
             outside |= (uint64_t)ids[r] >= (uint64_t)l->rows;
             u->rows[r * u->n_ids + k] = l->table + (uint64_t)ids[r] * (uint64_t)l->dim;
         }
     }
-    if (outside) return 0;
+    int64_t n = u->n_rows * u->n_ids;
+    for (int64_t i = n; i < n + AHEAD; i++) u->rows[i] = u->rows[n - 1];
     if (l->pooling == WEIGHTED_SUM || l->pooling == WEIGHTED_MAX)
         for (int64_t k = 0; k < u->n_ids; k++) {
             const float *weights = b->weights + (l->first_weight + k) * b->n + u->row;
             for (int64_t r = 0; r < u->n_rows; r++) u->weights[r * u->n_ids + k] = weights[r];
         }
-    if (l->prefetch)
-        for (int64_t i = 0; i < u->n_rows * u->n_ids; i++)
-            for (int64_t j = 0; j < l->dim; j += 16) __builtin_prefetch(u->rows[i] + j, 0, 3);
-
-    at->row += u->n_rows;
-    if (at->row < b->n) return 1;
-    at->row = 0;
-    if (copies && ++at->position < l->n_ids) return 1;
-    at->position = 0;
-    at->index++;
-    return 1;
+    return !outside;
 }
+
+#define PREFETCH(row, D)                                                                           \
+    for (int i = 0; i < (D); i += 16) __builtin_prefetch((row) + column + i, 0, 3)
 
 #define DEFINE_PIECE(D, WIDTH)                                                                     \
     typedef float v##D __attribute__((vector_size(4 * (WIDTH)), aligned(4), may_alias));           \
@@ -118,13 +89,15 @@ static int stage(const batch *b, cursor *at, unit *u) {
         const int64_t n_ids = pooling == COPY ? 1 : u->n_ids;                                      \
         const float divisor = u->l->divisor;                                                       \
         for (int64_t r = 0; r < u->n_rows; r++, row += n_ids, weight += n_ids, out += out_stride) {\
+            PREFETCH(row[AHEAD], D);                                                               \
             v##D sum[N];                                                                           \
             for (int i = 0; i < N; i++) sum[i] = ((const v##D *)(row[0] + column))[i];             \
             if (pooling == WEIGHTED_SUM)                                                           \
                 for (int i = 0; i < N; i++) sum[i] *= weight[0];                                   \
             if (pooling == WEIGHTED_MAX)                                                           \
                 for (int i = 0; i < N; i++) sum[i] += weight[0];                                   \
-            for (int64_t k = 1; k < n_ids; k++)                                                    \
+            for (int64_t k = 1; k < n_ids; k++) {                                                  \
+                PREFETCH(row[k + AHEAD], D);                                                       \
                 for (int i = 0; i < N; i++) {                                                      \
                     v##D x = ((const v##D *)(row[k] + column))[i];                                 \
                     if (pooling == SUM) sum[i] += x;                                               \
@@ -135,6 +108,7 @@ static int stage(const batch *b, cursor *at, unit *u) {
                         sum[i] = (v##D)(((m##D)x & take) | ((m##D)sum[i] & ~take));                \
                     }                                                                              \
                 }                                                                                  \
+            }                                                                                      \
             if ((pooling == SUM || pooling == WEIGHTED_SUM) && divisor != 1)                       \
                 for (int i = 0; i < N; i++) sum[i] /= divisor;                                     \
             for (int i = 0; i < N; i++) ((v##D *)out)[i] = sum[i];                                 \
@@ -169,10 +143,27 @@ DEFINE_PIECE(128, NARROWER(128))
     }
 
 static void pool(const batch *b, const unit *u) {
-    float *out = b->out + u->row * b->out_stride + u->column;
+    float *out = b->out + u->row * b->out_stride + u->l->offset + u->position * u->l->dim;
     int64_t column = 0;
     TRY_PIECE(128) TRY_PIECE(64) TRY_PIECE(32) TRY_PIECE(16)
     TRY_PIECE(8) TRY_PIECE(4) TRY_PIECE(2) TRY_PIECE(1)
+}
+
+/* One lookup is done after the other: going through the rows in tiles gains 5 % where tables are
+   small, and loses 30 % where they are large and no longer stay in the caches. */
+static int look_up(const batch *b, const lookup *l, unit *u) {
+    u->l = l;
+    u->n_ids = l->pooling == COPY ? 1 : l->n_ids;
+    int64_t most = UNIT_BYTES / (4 * l->dim);
+    most = (most < UNIT_IDS ? most : UNIT_IDS) / u->n_ids;
+    if (most == 0) most = 1;
+    for (u->position = 0; u->position < l->n_ids; u->position += u->n_ids)
+        for (u->row = 0; u->row < b->n; u->row += u->n_rows) {
+            u->n_rows = b->n - u->row < most ? b->n - u->row : most;
+            if (!stage(b, u)) return 0;
+            pool(b, u);
+        }
+    return 1;
 }
 
 /* Look up rows [0, n) of all lookups.
@@ -181,26 +172,16 @@ static void pool(const batch *b, const unit *u) {
    half written then, and nothing outside any table was read. */
 int64_t tb_lookup(const lookup *lookups, int64_t n_lookups, const int64_t *ids,
                   const float *weights, int64_t n, float *out, int64_t out_stride) {
-    if (n == 0) return DONE;
-    const batch b = {lookups, n_lookups, ids, weights, n, out, out_stride};
-    size_t room = UNIT_IDS;
+    const batch b = {ids, weights, n, out, out_stride};
+    int64_t most_ids = UNIT_IDS;
     for (int64_t i = 0; i < n_lookups; i++)
-        if (room < (size_t)lookups[i].n_ids) room = (size_t)lookups[i].n_ids;
-    const float **rows = malloc(2 * room * (sizeof *rows + sizeof *weights));
-    if (!rows) return NO_MEMORY;
-    float *unit_weights = (float *)(rows + 2 * room);
-    unit units[2] = {{.rows = rows, .weights = unit_weights},
-                     {.rows = rows + room, .weights = unit_weights + room}};
-    cursor at = {0, 0, 0};
-    unit *current = &units[0], *next = &units[1];
-    int in_range = stage(&b, &at, current);
-    while (in_range && current->l) {
-        in_range = stage(&b, &at, next);
-        pool(&b, current);
-        unit *pooled = current;
-        current = next;
-        next = pooled;
-    }
-    free(rows);
-    return in_range ? DONE : current->l - lookups;
+        if (most_ids < lookups[i].n_ids) most_ids = lookups[i].n_ids;
+    unit u;
+    u.rows = malloc((size_t)(most_ids + AHEAD) * sizeof *u.rows + (size_t)most_ids * sizeof *weights);
+    if (!u.rows) return NO_MEMORY;
+    u.weights = (float *)(u.rows + most_ids + AHEAD);
+    int64_t i = 0;
+    while (i < n_lookups && look_up(&b, lookups + i, &u)) i++;
+    free(u.rows);
+    return i == n_lookups ? DONE : i;
 }

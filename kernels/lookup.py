@@ -1,7 +1,7 @@
 """Pooled lookup: ids and weights of one side of a batch to the columns of a shard's part.
 
 One call of C does all lookups of a side (``lookup.c``); it is compiled at first use. Where there is
-no compiler numpy does the same, bit for bit, 3 to 10 times slower; numpy is also the oracle of
+no compiler numpy does the same, bit for bit, 5 to 50 times slower; numpy is also the oracle of
 the tests. ``implementation`` says which of the two it is. ``shards.py`` says which lookups a shard
 has, and is imported through here.
 """
@@ -29,7 +29,7 @@ I64: TypeAlias = NDArray[np.int64]
 _CDEF: Final = """
 typedef struct {
     uintptr_t table; int64_t rows, dim, first_id, n_ids, first_weight, offset, pooling;
-    float divisor; int32_t prefetch;
+    float divisor;
 } lookup;
 int64_t tb_lookup(const lookup *lookups, int64_t n_lookups, const int64_t *ids,
                   const float *weights, int64_t n, float *out, int64_t out_stride);
@@ -39,8 +39,6 @@ _FLOAT32: Final = np.dtype(np.float32)
 _DONE: Final = -1
 _NO_MEMORY: Final = -2
 _COPY, _SUM, _WEIGHTED_SUM, _MAX, _WEIGHTED_MAX = range(5)
-# A table that stays in the second-level cache, of 1 or 2 MB nowadays, needs no prefetch.
-_CACHED_TABLE_BYTES: Final = 256 * 1024
 
 
 class PooledLookup:
@@ -189,7 +187,6 @@ def _descriptor(lookup: Lookup, table: F32) -> dict[str, float]:
         "offset": lookup.offset,
         "pooling": pooling,
         "divisor": lookup.n_ids if lookup.pooling == "mean" else 1,
-        "prefetch": table.nbytes > _CACHED_TABLE_BYTES,
     }
 
 

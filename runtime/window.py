@@ -21,9 +21,9 @@ next one.
 
 *Overload.* By itself that order collapses: every window begins with requests that are nearly late,
 and ends too late for them. Three rules keep goodput near the lane's capacity, after Nexus (Shen and
-others, SOSP 2019, sections 4.1 and 6.3). With 1.5 times the load that a lane can carry and budgets of
-3 to 20 full windows, a simulation (``tests/runtime/test_window.py``) answers 60 to 89 % of requests in
-time; the mere order, about 10 %.
+others, SOSP 2019, sections 4.1 and 6.3). At 1.5 times the load that a lane can carry and budgets of
+3 to 20 full windows, a simulation (``tests/runtime/test_window.py``) answers 60 to 89 % of requests
+in time; the mere order, about 10 %.
 
 * A window takes at most half of its first request's budget (the other half may pass while the lane
   runs the window before), unless even so it takes no longer than two launches of one row.
