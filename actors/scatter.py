@@ -152,5 +152,5 @@ def open_front(context: Context, name: str, *, max_candidates: int) -> ModelFron
 
 
 def _rows(matrix: NDArray[Any], rows: NDArray[np.intp]) -> NDArray[Any]:
-    """Return some rows of a matrix; the matrix itself, not a copy, if that is all of them."""
-    return matrix if len(rows) == len(matrix) else matrix[rows]
+    """Return some rows of a matrix in C order; the matrix itself if it is that already."""
+    return np.ascontiguousarray(matrix if len(rows) == len(matrix) else matrix[rows])

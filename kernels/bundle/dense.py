@@ -12,6 +12,7 @@ from kernels.bundle.layout import Blocks
 from kernels.bundle.manifest import Output
 from kernels.bundle.plan import Plan
 from kernels.bundle.select import Selection
+from kernels.bundle.user_once import user_side_once
 from kernels.errors import GraphError
 
 _USER, _CANDIDATE, _ROWS, _SCORES = "user", "candidate", "request_of_row", "scores"
@@ -63,7 +64,7 @@ def dense_model(
         ],
         [info(_SCORES, _FLOAT, ["rows", sum(output.width for output in outputs)])],
     )
-    return model, outputs
+    return user_side_once(model, user=_USER, rows=_ROWS), outputs
 
 
 def _n_rows(emitter: Emitter) -> str:
