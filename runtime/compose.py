@@ -62,11 +62,11 @@ def check_bundles(topology: Topology) -> None:
             raise StartError(f"model {model.name}: there is no bundle {model.bundle}")
 
 
-def addresses(topology: Topology) -> Mapping[str, str]:
+def addresses(nodes: tuple[NodeSpec, ...]) -> Mapping[str, str]:
     """Return where clients connect: the option ``listen`` of the actors that have it."""
     return {
         actor.name: str(actor.options["listen"])
-        for node in topology.nodes
+        for node in nodes
         for actor in node.actors
         if actor.options.get("listen")
     }

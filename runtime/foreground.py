@@ -36,7 +36,7 @@ def run_node(
     tell: Tell,
     *,
     stop_signals: tuple[signal.Signals, ...],
-    on_ready: Callable[[], None],
+    on_ready: Callable[[], None] = lambda: None,
 ) -> int:
     """Run a node until a signal stops it; return the exit code of the process.
 

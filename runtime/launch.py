@@ -208,13 +208,13 @@ class Cluster:
             self._console.tell(report)
             if not self._was_ready and all(each.is_ready for each in self._children):
                 self._was_ready = True
-                say_ready(self._console, self._topology)
+                say_ready(self._console, self._topology, self._topology.nodes)
 
 
-def say_ready(console: Console, topology: Topology) -> None:
-    """Print where clients connect, and that they may."""
+def say_ready(console: Console, topology: Topology, nodes: tuple[NodeSpec, ...]) -> None:
+    """Print where clients connect to these nodes, and that they may."""
     models = ", ".join(topology.models) or "none"
-    for address in addresses(topology).values():
+    for address in addresses(nodes).values():
         console.say(f"clients connect to {address} (models: {models})")
     console.say("ready")
 

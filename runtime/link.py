@@ -180,7 +180,9 @@ class Link:
 
     def _die(self, how: str) -> None:
         """Give the peer up, until it is heard again."""
-        log.warning("node %s %s", self._node, how)
+        # A peer that is gone was stopped, or has died, which whoever started it reports.
+        level = logging.INFO if self._socket.n_lost else logging.WARNING
+        log.log(level, "node %s %s", self._node, how)
         self._liveness = self._liveness.lost()
         self._fail_asks(how)
         self._reopen()
@@ -241,6 +243,6 @@ class Link:
             if self._liveness.is_reborn(incarnation):
                 self._fail_asks("was restarted")
         if not self._liveness.is_alive:
-            log.warning("node %s answers again", self._node)
+            log.info("node %s answers again", self._node)
         self._is_heard = True
         self._liveness = self._liveness.heard(incarnation)

@@ -56,18 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StartError as error:
         tell(reports.Failure(str(error)))
         return EXIT_START
-    if arguments.report is None:
-        _say_lookups(topology)
+    if arguments.report is not None:
+        return run_node(topology, arguments.node, tell, stop_signals=(signal.SIGTERM,))
+    _say_lookups(topology)
     return run_node(
         topology,
         arguments.node,
         tell,
-        stop_signals=(signal.SIGTERM,)
-        if arguments.report is not None
-        else (signal.SIGTERM, signal.SIGINT),
-        on_ready=lambda: (
-            None if arguments.report is not None else launch.say_ready(Console(), topology)
-        ),
+        stop_signals=(signal.SIGTERM, signal.SIGINT),
+        on_ready=lambda: launch.say_ready(Console(), topology, (topology.node(arguments.node),)),
     )
 
 
