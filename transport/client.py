@@ -70,12 +70,14 @@ class _Endpoint:
 
     async def watch(self, connected: trio.lowlevel.ParkingLot) -> None:
         """Wake those who look for a connection; fail what was in flight on one that is lost."""
-        n_lost = 0
+        is_connected, n_lost = False, 0
         while True:
-            await self.socket.wait_connected()
-            connected.unpark_all()
-            n_lost = await self.socket.wait_lost(n_lost)
-            self._fail_all(Unavailable(f"lost the connection to {self.address}"))
+            before = n_lost
+            is_connected, n_lost = await self.socket.wait_changed(is_connected, n_lost)
+            if n_lost != before:
+                self._fail_all(Unavailable(f"lost the connection to {self.address}"))
+            if is_connected:
+                connected.unpark_all()
 
     def _take(self, frames: Sequence[Frame]) -> None:
         request_id, outcome = read_answer(frames, self.address)

@@ -290,15 +290,16 @@ class DealerSocket(_Socket):
         await self._wait_connection(lambda: self.n_lost > n_lost)
         return self._monitor.n_lost
 
-    async def wait_connected(self) -> None:
-        """Wait until there is a connection.
+    async def wait_changed(self, connected: bool, n_lost: int) -> tuple[bool, int]:
+        """Wait until ``connected`` or ``n_lost`` are no longer these; return what they are.
 
         One task may wait for the connection to come or to go.
 
         Raises:
             SocketClosed: The socket is closed, or was while this waited.
         """
-        await self._wait_connection(lambda: self.connected)
+        await self._wait_connection(lambda: (self.connected, self.n_lost) != (connected, n_lost))
+        return self._monitor.connected, self._monitor.n_lost
 
     async def _wait_connection(self, arrived: Callable[[], bool]) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()

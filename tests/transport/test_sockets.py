@@ -234,12 +234,15 @@ async def no_peer(context: zmq.Context[Any], path: Path) -> None:
         router = RouterSocket(context)
         router.bind(f"ipc://{path}/s")
         assert [frames for _, frames in await router.receive_batch(9)] == [[b"first"]]
+    assert await dealer.wait_changed(False, 0) == (True, 0)
     assert dealer.connected
     # The peer goes, and its heir gets only what was sent to itself.
     async with trio.open_nursery() as nursery:
         nursery.start_soon(dealer.wait_lost, 0)
         router.close()
     assert dealer.n_lost == 1
+    # Whoever still knows of no connection learns that there was one.
+    assert await dealer.wait_changed(False, 0) == (False, 1)
     while dealer.try_send([b"between"]) is not Sent.GONE:
         await trio.lowlevel.checkpoint()
     heir = RouterSocket(context)
