@@ -18,7 +18,8 @@ from kernels.features.spec import FeatureSpec
 from kernels.graph.model import Array
 from kernels.graph.probe import open_file, run_session, session
 
-_BATCHES = (1, 7)
+# Requests of so many rows each; two sizes of batch, and users with one, several and all rows.
+_BATCHES = ((1,), (3, 1, 3))
 # Sums in another order come to this much in float32 and in float16; a wrong cut to far more. The
 # absolute part is of the largest score.
 _TOLERANCE = {np.dtype(np.float32): (1e-3, 1e-5), np.dtype(np.float16): (2e-2, 5e-3)}
@@ -58,11 +59,22 @@ def check_cut(
     tolerance = _TOLERANCE[np.dtype(np.float16 if half else np.float32)]
     largest, problem = 0.0, None
     checked: Checked | None = None
-    for n, trial in [(n, trial) for n in _BATCHES for trial in range(TRIALS)]:
+    for sizes, trial in [(sizes, trial) for sizes in _BATCHES for trial in range(TRIALS)]:
+        n, n_requests = sum(sizes), len(sizes)
+        request_of_row = np.repeat(np.arange(n_requests), sizes)
         drawn = sampler.draw(n, trial)
         columns = drawn | _table_ids(inputs, spec, n, trial)
-        blocks = [block(each.layout, each.matrices(columns, n), cut.arrays) for each in sides]
-        feeds = inputs.assemble(drawn | _table_rows(inputs, spec, columns))
+        users = {name: array[:n_requests] for name, array in columns.items()}
+        for name, array in users.items():
+            if spec.by_name[name].side == "user":
+                columns[name] = array[request_of_row]
+        blocks = [
+            block(side.layout, side.matrices(rows, len(rows_of)), cut.arrays)
+            for side, rows, rows_of in zip(
+                sides, (users, columns), (sizes, request_of_row), strict=True
+            )
+        ]
+        feeds = inputs.assemble(columns | _table_rows(inputs, spec, columns))
         try:
             want = run_session(whole, list(inputs.graph.outputs), feeds)
         except GraphError as error:
@@ -71,7 +83,7 @@ def check_cut(
         rows: dict[str, Array] = {
             "user": blocks[0],
             "candidate": blocks[1],
-            "request_of_row": np.arange(n, dtype=np.int64),
+            "request_of_row": request_of_row,
         }
         used = {each.name for each in dense.get_inputs()}
         (scores,) = run_session(dense, None, {k: v for k, v in rows.items() if k in used})

@@ -216,7 +216,7 @@ class _Rewrite:
         del made.graph.node[:], made.graph.initializer[:], made.graph.value_info[:]
         made.graph.node.extend(reversed(nodes))
         made.graph.initializer.extend(
-            onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
+            onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
             for name, array in self._constants.items()
             if name in needed
         )

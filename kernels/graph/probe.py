@@ -103,7 +103,7 @@ def open_prober(graph: Graph, names: Iterable[str] | None = None) -> Prober:
         onnx.helper.make_tensor_value_info(
             port.name,
             onnx.helper.np_dtype_to_tensor_dtype(port.dtype),
-            [None] * len(port.shape),
+            [None, *port.shape[1:]],
         )
         for port in graph.inputs
     ]
