@@ -28,20 +28,17 @@ _PATIENCE_S = 5.0
 
 @attrs.frozen(eq=False)
 class Work:
-    """One request in the window policy's hands: the ``position``-th of a joined batch."""
+    """One request in the window policy's hands.
+
+    Attributes:
+        position: Of the request in its batch.
+        first_row: Of its ``n_rows`` rows in the batch.
+    """
 
     join: Join
     position: int
-
-    @property
-    def first_row(self) -> int:
-        """Index of its first row in the batch."""
-        return int(self.join.row_splits[self.position])
-
-    @property
-    def n_rows(self) -> int:
-        """How many rows it has."""
-        return int(self.join.row_splits[self.position + 1]) - self.first_row
+    first_row: int
+    n_rows: int
 
 
 @attrs.define(eq=False)
@@ -132,12 +129,13 @@ class Engine:
         if problem is not None:
             self._refuse_of(join, positions, *problem)
             return
-        n_rows = np.diff(join.row_splits).tolist()
-        refused = [
-            position
-            for position, deadline in enumerate(join.deadlines)
-            if not self._policy.offer(Work(join, position), n_rows[position], deadline, join.joined)
-        ]
+        refused = []
+        splits, offer, now = join.row_splits, self._policy.offer, join.joined
+        for position, deadline in enumerate(join.deadlines):
+            first_row = splits[position]
+            n_rows = splits[position + 1] - first_row
+            if not offer(Work(join, position, first_row, n_rows), n_rows, deadline, now):
+                refused.append(position)
         if refused:
             self._refuse_of(join, refused, "overloaded", "the executor's backlog is full")
 
@@ -264,7 +262,6 @@ class Engine:
         compute_us: float = 0.0,
         message: str = "",
     ) -> None:
-        n_requests = len(positions)
         self._tell(
             join.gateway,
             ScoresBatch(
@@ -272,9 +269,9 @@ class Engine:
                 requests=np.array(positions, np.int32),
                 codes=codes,
                 scores=scores,
-                join_us=np.full(n_requests, (join.joined - join.arrived) * 1e6, np.int32),
-                queue_us=np.full(n_requests, queue_us, np.int32),
-                compute_us=np.full(n_requests, compute_us, np.int32),
+                join_us=int((join.joined - join.arrived) * 1e6),
+                queue_us=int(queue_us),
+                compute_us=int(compute_us),
                 message=message,
             ),
         )

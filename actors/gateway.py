@@ -16,6 +16,7 @@ import attrs
 import numpy as np
 import trio
 from attrs.validators import ge, instance_of, optional
+from numpy.typing import NDArray
 
 from actors.inflight import InFlight, Pending
 from actors.options import read_options
@@ -47,7 +48,7 @@ from transport.messages import (
     StatsReply,
     StatsRequest,
 )
-from transport.sockets import RouterSocket, SocketOptions, open_context
+from transport.sockets import Frame, RouterSocket, SocketOptions, open_context
 
 # A deadline is noticed at most this much late; finer would only cost wake-ups.
 _SWEEP_S = 0.002
@@ -259,7 +260,8 @@ class Gateway:
         self._flight.add(seq, pending, executor.name)
         self._entered.set()
         self._metrics.count("batches")
-        self._metrics.observe_many("parse_us", [(now - each.arrived) * 1e6 for each in pending])
+        # Those that were received together have waited alike.
+        self._metrics.observe("parse_us", (now - pending[0].arrived) * 1e6, len(pending))
         try:
             executor.tell(batch)
             for ref, lookup in lookups:
@@ -283,10 +285,7 @@ class Gateway:
                 continue
             stop = start + request.n_rows
             if wanted:
-                model = self._models[request.model]
-                reply = model.reply(request.request_id, scores.scores[start:stop])
-                self._answer(request.route, reply)
-                self._metrics.count("answered_rows", request.n_rows)
+                self._answer_scores(request, scores.scores[start:stop])
             start = stop
         self._observe(settled, scores, now)
         self._left.set()
@@ -294,19 +293,17 @@ class Gateway:
     def _observe(
         self, settled: list[tuple[Pending, bool]], scores: ScoresBatch, now: float
     ) -> None:
-        self._metrics.observe_many("join_us", scores.join_us.tolist())
-        self._metrics.observe_many("queue_us", scores.queue_us.tolist())
-        self._metrics.observe_many("compute_us", scores.compute_us.tolist())
-        inside = (scores.join_us + scores.queue_us + scores.compute_us).tolist()
-        self._metrics.count("answered", len(settled))
-        self._metrics.observe_many(
-            "reply_us",
-            [
-                (now - each.parsed) * 1e6 - us
-                for (each, _), us in zip(settled, inside, strict=False)
-            ],
-        )
-        self._metrics.observe_many("total_us", [(now - each.arrived) * 1e6 for each, _ in settled])
+        """Count the stages' times: those of one batch arrived, and are answered, together."""
+        if not settled:
+            return
+        n, first = len(settled), settled[0][0]
+        inside_us = scores.join_us + scores.queue_us + scores.compute_us
+        self._metrics.count("answered", n)
+        self._metrics.observe("join_us", scores.join_us, n)
+        self._metrics.observe("queue_us", scores.queue_us, n)
+        self._metrics.observe("compute_us", scores.compute_us, n)
+        self._metrics.observe("reply_us", (now - first.parsed) * 1e6 - inside_us, n)
+        self._metrics.observe("total_us", (now - first.arrived) * 1e6, n)
 
     async def _sweep(self) -> None:
         """Answer those whose budget ran out, whoever holds them up."""
@@ -346,6 +343,14 @@ class Gateway:
             self._metrics.reset()
         self._answer(route, StatsReply(request_id=message.request_id, stats=json.dumps(stats)))
 
+    def _answer_scores(self, request: Pending, scores: NDArray[np.float32]) -> None:
+        model = self._models[request.model]
+        self._metrics.count("answered_rows", request.n_rows)
+        if isinstance(request.route, bytes):
+            self._send(request.route, model.encoder.encode(request.request_id, scores))
+        else:
+            request.route(model.reply(request.request_id, scores))
+
     def _refuse(
         self, route: bytes | Reply, request_id: int, code: str, message: str, field: str = ""
     ) -> None:
@@ -354,11 +359,13 @@ class Gateway:
         self._answer(route, reply)
 
     def _answer(self, route: bytes | Reply, message: Message) -> None:
-        if not isinstance(route, bytes):
+        if isinstance(route, bytes):
+            self._send(route, encode(Packet(to="", ask_id=0, message=message)))
+        else:
             route(message)
-        elif self._socket is not None and not self._socket.try_send(
-            route, encode(Packet(to="", ask_id=0, message=message))
-        ):
+
+    def _send(self, identity: bytes, frames: list[Frame]) -> None:
+        if self._socket is not None and not self._socket.try_send(identity, frames):
             # The client is gone, or does not read what it asked for.
             self._metrics.count("undeliverable")
 

@@ -7,6 +7,7 @@ there; its rows can then be copied into a lane's staging buffers.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Sequence
 
 import attrs
@@ -51,8 +52,7 @@ class Join:
     Attributes:
         arrived: When its head or its first part arrived.
         joined: When it was complete.
-        row_splits: int64 ``[K + 1]``: request ``i`` has rows ``row_splits[i]`` to
-            ``row_splits[i + 1]``.
+        row_splits: Request ``i`` has rows ``row_splits[i]`` to ``row_splits[i + 1]``.
     """
 
     gateway: str
@@ -61,7 +61,7 @@ class Join:
     head: Batch | None = None
     joined: float = 0.0
     deadlines: list[float] = attrs.Factory(list)
-    row_splits: NDArray[np.int64] = attrs.Factory(lambda: np.zeros(1, np.int64))
+    row_splits: list[int] = attrs.Factory(lambda: [0])
     parts: dict[int, RowsPart] = attrs.Factory(dict)
 
     @property
@@ -72,7 +72,7 @@ class Join:
     def problem(self, layout: BlockLayout) -> tuple[str, str] | None:
         """Return code and message if a complete join cannot be run: a part failed or misfits."""
         assert self.head is not None
-        n_requests, n_rows = len(self.head.n_rows), int(self.row_splits[-1])
+        n_requests, n_rows = len(self.head.n_rows), self.row_splits[-1]
         for index, part in self.parts.items():
             if part.code != "ok":
                 return part.code, part.message
@@ -123,8 +123,7 @@ class Joins:
         join = self._join(head.gateway, head.seq, at)
         join.head = head
         join.deadlines = (at + head.budgets_us * 1e-6).tolist()
-        join.row_splits = np.zeros(len(head.n_rows) + 1, np.int64)
-        np.cumsum(head.n_rows, out=join.row_splits[1:])
+        join.row_splits = list(itertools.accumulate(head.n_rows.tolist(), initial=0))
         self._expect(join, max(join.deadlines, default=at))
         return self._finished(join, at)
 

@@ -13,6 +13,7 @@ from kernels.features.blocks import ParsedBatch
 from kernels.features.parser import Parser
 from kernels.lookup import ShardLayout, assign_tables, shard_layout
 from runtime.actor import Context, Ref
+from transport.codec import ScoreReplyEncoder
 from transport.messages import Batch, LookupBatch, ScoreReply
 
 
@@ -40,6 +41,8 @@ class ModelFront:
 
     Attributes:
         shards: The shards that have something to look up, in the order of a batch's parts.
+        output_names: Of the model's outputs; ``output_widths`` are their columns in the scores.
+        encoder: Of replies to clients.
     """
 
     name: str
@@ -49,6 +52,7 @@ class ModelFront:
     executors: list[Ref]
     output_names: tuple[str, ...]
     output_widths: tuple[int, ...]
+    encoder: ScoreReplyEncoder
 
     def describe(self) -> dict[str, Any]:
         """Return what a client may want to know of the model, for JSON."""
@@ -136,6 +140,8 @@ def open_front(context: Context, name: str, *, max_candidates: int) -> ModelFron
     model = context.topology.models[name]
     bundle = load_bundle(model.bundle)
     layouts = shard_layouts(bundle, len(model.shards))
+    names = tuple(output.name for output in bundle.manifest.outputs)
+    widths = tuple(output.width for output in bundle.manifest.outputs)
     return ModelFront(
         name=name,
         bundle=bundle,
@@ -146,8 +152,9 @@ def open_front(context: Context, name: str, *, max_candidates: int) -> ModelFron
             if user.width or candidate.width
         ],
         executors=[context.ref(executor) for executor in model.executors],
-        output_names=tuple(output.name for output in bundle.manifest.outputs),
-        output_widths=tuple(output.width for output in bundle.manifest.outputs),
+        output_names=names,
+        output_widths=widths,
+        encoder=ScoreReplyEncoder(names, widths),
     )
 
 

@@ -153,15 +153,11 @@ class EmbeddingShard:
 
     def _tell_gateway(self, batch: LookupBatch, error: Overloaded | Unavailable) -> None:
         n_requests = batch.user_ids.shape[1]
-        nothing = np.zeros(n_requests, np.int32)
         failure = ScoresBatch(
             seq=batch.seq,
             requests=np.arange(n_requests, dtype=np.int32),
             codes=np.full(n_requests, ERROR_CODES.index(error.code), np.uint8),
             scores=np.empty((0, 0), np.float32),
-            join_us=nothing,
-            queue_us=nothing,
-            compute_us=nothing,
             message=f"{self._context.name} to {batch.executor}: {error}",
         )
         try:

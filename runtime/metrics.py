@@ -56,17 +56,17 @@ class Histogram:
         """How many values were observed."""
         return sum(self._counts)
 
-    def observe(self, value: float) -> None:
-        """Count one value. Less than 0 counts as 0."""
+    def observe(self, value: float, n: int = 1) -> None:
+        """Count a value, ``n`` times. Less than 0 counts as 0."""
         if value < self.least:
             value = max(value, 0)
             self.least = min(value, self.least)
         if value > self.greatest:
             self.greatest = value
-        self.total += value
+        self.total += n * value
         whole = int(value) if value < _MOST else _MOST
         shift = whole.bit_length() - _EXACT_BITS
-        self._counts[whole if shift <= 0 else (shift << _SUB_BITS) + (whole >> shift)] += 1
+        self._counts[whole if shift <= 0 else (shift << _SUB_BITS) + (whole >> shift)] += n
 
     def observe_many(self, values: Values) -> None:
         """Count many values."""
@@ -124,9 +124,9 @@ class Metrics:
         """Add to a counter."""
         self._counters[name] = self._counters.get(name, 0) + n
 
-    def observe(self, name: str, value: float) -> None:
-        """Count a value in a histogram."""
-        self.histogram(name).observe(value)
+    def observe(self, name: str, value: float, n: int = 1) -> None:
+        """Count a value in a histogram, ``n`` times."""
+        self.histogram(name).observe(value, n)
 
     def observe_many(self, name: str, values: Values) -> None:
         """Count values in a histogram."""

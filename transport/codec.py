@@ -104,10 +104,10 @@ import numpy as np
 
 from transport import _fields as f
 from transport import _msgpack, messages
-from transport._arrays import BLOB, Frame, pack_arrays, view_arrays
+from transport._arrays import BLOB, LARGE_BYTES, Frame, pack_arrays, view_arrays
 from transport._schema import make_blocks, pack_blocks, unpack_schema
 from transport.errors import LocalProtocolError, RemoteProtocolError
-from transport.messages import Array, Message, ScoreRequest
+from transport.messages import F32, Array, Message, ScoreReply, ScoreRequest
 
 VERSION: Final = 1
 PREFIX: Final = b"TB" + bytes([VERSION])
@@ -151,6 +151,53 @@ def encode(packet: Packet) -> list[Frame]:
     if len(header) > MAX_HEADER_BYTES:
         raise LocalProtocolError(f"header of {len(header)} bytes; at most {MAX_HEADER_BYTES}")
     return [PREFIX, header, *frames]
+
+
+class ScoreReplyEncoder:
+    """Encodes one model's score replies: the frames of ``encode``, in a third of its time.
+
+    Such replies differ by the request's id, the rows and the scores alone; all else is packed once.
+
+    Args:
+        outputs: As in ``ScoreReply``.
+        widths: Likewise.
+    """
+
+    def __init__(self, outputs: tuple[str, ...], widths: tuple[int, ...]) -> None:
+        self._outputs = outputs
+        self._widths = widths
+        self._n_columns = sum(widths)
+        # Two headers that differ in one byte each, for the id and for the rows.
+        header = self._header(0, 0)
+        at_id = _first_difference(header, self._header(1, 0))
+        at_rows = _first_difference(header, self._header(0, 1))
+        self._head = header[:at_id]
+        self._middle = header[at_id + 1 : at_rows]
+        self._tail = header[at_rows + 1 :]
+
+    def encode(self, request_id: int, scores: F32) -> list[Frame]:
+        """Return the frames of a reply to a client.
+
+        Args:
+            request_id: Of the request.
+            scores: float32 ``[n, sum(widths)]``, C-ordered; copied unless large.
+        """
+        if scores.nbytes > LARGE_BYTES:
+            return encode(Packet("", 0, self._reply(request_id, scores)))
+        pack = _msgpack.pack
+        header = b"".join(
+            (self._head, pack(request_id), self._middle, pack(len(scores)), self._tail)
+        )
+        return [PREFIX, header, scores.tobytes()]
+
+    def _header(self, request_id: int, n_rows: int) -> bytes:
+        scores = np.empty((n_rows, self._n_columns), np.float32)
+        return bytes(encode(Packet("", 0, self._reply(request_id, scores)))[1])
+
+    def _reply(self, request_id: int, scores: F32) -> ScoreReply:
+        return ScoreReply(
+            request_id=request_id, outputs=self._outputs, widths=self._widths, scores=scores
+        )
 
 
 def decode(frames: Sequence[Frame]) -> Packet:
@@ -225,6 +272,10 @@ def _request_id(header: tuple[Any, ...]) -> int | None:
     return int(request_id)
 
 
+def _first_difference(one: bytes, other: bytes) -> int:
+    return next(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+
+
 def _bytes_view(frame: Any) -> memoryview:  # noqa: ANN401 - anything with the buffer protocol
     return memoryview(frame).toreadonly().cast("B")
 
@@ -292,15 +343,14 @@ _LAYOUTS: Final = (
     f.Layout(
         67,
         messages.ScoresBatch,
-        {"seq": f.U64, "message": f.TEXT},
         {
-            "requests": ("i4", 1),
-            "codes": ("u1", 1),
-            "scores": ("f4", 2),
-            "join_us": ("i4", 1),
-            "queue_us": ("i4", 1),
-            "compute_us": ("i4", 1),
+            "seq": f.U64,
+            "join_us": f.I64,
+            "queue_us": f.I64,
+            "compute_us": f.I64,
+            "message": f.TEXT,
         },
+        {"requests": ("i4", 1), "codes": ("u1", 1), "scores": ("f4", 2)},
     ),
 )
 _BY_KIND: Final = {layout.kind: layout for layout in _LAYOUTS}

@@ -317,27 +317,23 @@ class ScoresBatch:
         codes: uint8 ``[k]``, indices into ``ERROR_CODES``.
         scores: float32 ``[rows of the ok requests, n_outputs]``, in the order of ``requests``.
         message: Why, where a code is not ok.
-        join_us: int32 ``[k]``, from the batch's arrival to its last part.
-        queue_us: int32 ``[k]``, from then until its window was launched.
-        compute_us: int32 ``[k]``, the launch.
+        join_us: From the batch's arrival to its last part, for these requests.
+        queue_us: From then until their window was launched.
+        compute_us: The launch.
     """
 
     seq: int
     requests: I32 = attrs.field(validator=_matrix(np.int32, 1))
     codes: U8 = attrs.field(validator=_matrix(np.uint8, 1))
     scores: F32 = attrs.field(validator=_matrix(np.float32, 2))
-    join_us: I32 = attrs.field(validator=_matrix(np.int32, 1))
-    queue_us: I32 = attrs.field(validator=_matrix(np.int32, 1))
-    compute_us: I32 = attrs.field(validator=_matrix(np.int32, 1))
+    join_us: int = 0
+    queue_us: int = 0
+    compute_us: int = 0
     message: str = ""
 
     def __attrs_post_init__(self) -> None:
         k = len(self.requests)
-        times = (self.join_us, self.queue_us, self.compute_us)
-        _require(
-            len(self.codes) == k and all(len(time) == k for time in times),
-            f"{k} codes and times, got {len(self.codes)} and {[len(time) for time in times]}",
-        )
+        _require(len(self.codes) == k, f"{k} codes, got {len(self.codes)}")
         _require(
             k == 0 or int(self.codes.max()) < len(ERROR_CODES),
             f"codes below {len(ERROR_CODES)}",

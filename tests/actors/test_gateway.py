@@ -258,9 +258,6 @@ async def test_a_request_that_nobody_answers_is_answered_at_its_deadline(
             requests=np.zeros(1, np.int32),
             codes=np.zeros(1, np.uint8),
             scores=np.zeros((6, 1), np.float32),
-            join_us=np.zeros(1, np.int32),
-            queue_us=np.zeros(1, np.int32),
-            compute_us=np.zeros(1, np.int32),
         )
         Silent.last.context.ref("gateway").tell(late)
         assert isinstance(await ask(host, Ping(request_id=9)), Pong)
@@ -314,15 +311,11 @@ class Slow:
                     continue
                 await trio.sleep(1.0)
                 n_requests, n_rows = len(batch.n_rows), int(batch.n_rows.sum())
-                nothing = np.zeros(n_requests, np.int32)
                 scores = ScoresBatch(
                     seq=batch.seq,
                     requests=np.arange(n_requests, dtype=np.int32),
                     codes=np.zeros(n_requests, np.uint8),
                     scores=np.full((n_rows, 1), 0.5, np.float32),
-                    join_us=nothing,
-                    queue_us=nothing,
-                    compute_us=nothing,
                 )
                 self.context.ref(batch.gateway).tell(scores)
 

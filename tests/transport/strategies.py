@@ -132,9 +132,9 @@ def scores_batches(draw: st.DrawFn) -> m.ScoresBatch:
             np.uint8,
         ),
         scores=draw(array(np.float32, draw(sizes), draw(sizes))),
-        join_us=draw(array(np.int32, k)),
-        queue_us=draw(array(np.int32, k)),
-        compute_us=draw(array(np.int32, k)),
+        join_us=draw(i64),
+        queue_us=draw(i64),
+        compute_us=draw(i64),
         message=draw(text),
     )
 

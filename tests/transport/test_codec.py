@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.transport.strategies import messages, packets
 from transport import _schema
 from transport import messages as m
-from transport.codec import MAX_FRAMES, PREFIX, Packet, decode, encode
+from transport.codec import MAX_FRAMES, PREFIX, Packet, ScoreReplyEncoder, decode, encode
 from transport.errors import LocalProtocolError, RemoteProtocolError
 
 
@@ -384,3 +384,21 @@ def test_only_messages_are_encoded_and_only_to_names() -> None:
         encode(Packet("", 0, {}))  # type: ignore[arg-type]
     with pytest.raises(LocalProtocolError, match="ask_id"):
         encode(Packet("", -1, m.Ping(request_id=1)))
+
+
+@given(
+    st.integers(0, 2**64 - 1),
+    st.sampled_from([0, 1, 40, 127, 128, 255, 256, 20_000, 70_000]),
+    st.lists(st.tuples(st.text(max_size=40), st.integers(0, 3)), max_size=3),
+)
+def test_the_score_reply_encoder_makes_the_frames_that_encode_makes(
+    request_id: int, n_rows: int, outputs: list[tuple[str, int]]
+) -> None:
+    names = tuple(name for name, _ in outputs)
+    widths = tuple(width for _, width in outputs)
+    scores = np.full((n_rows, sum(widths)), 0.5, np.float32)
+    reply = m.ScoreReply(request_id=request_id, outputs=names, widths=widths, scores=scores)
+    got = ScoreReplyEncoder(names, widths).encode(request_id, scores)
+    assert [bytes(frame) for frame in got] == [
+        bytes(frame) for frame in encode(Packet("", 0, reply))
+    ]
