@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.bundle.inputs import Shapes, gaps
-from kernels.bundle.traces import FeatureTraces, elements_of, trace_features
+from kernels.bundle.traces import FeatureTraces, elements_of, places_of, trace_features
 from kernels.errors import GraphError
 from kernels.features.spec import FeatureSpec
 from kernels.graph.facts import TRACE_BATCH, Facts, feeds, row_shape
 from kernels.graph.model import Array, Graph, Port, reads
 from kernels.graph.probe import open_prober
-from kernels.graph.trace import Codes, Columns, Element, Root, Traced, encode
+from kernels.graph.trace import Codes, Columns, Root, encode
 
 # Where only the type bounds an id: what int32, exact JSON numbers and float32 can hold.
 _TRIED = 64  # values tried at once when bounding a column
@@ -94,7 +94,7 @@ def _note_ids(
         if traced is None:
             _note_computed(found, node.input[1], graph, facts, traces)
             continue
-        places = _places(traced, traces.columns)
+        places = places_of(traced, traces.columns)
         starts = sorted({added for _, added in places})
         ends = dict(zip(starts, [*starts[1:], rows], strict=True))
         for element, added in places:
@@ -111,12 +111,6 @@ def _note_ids(
             column.size = size if column.size is None else min(size, column.size)
             if len(starts) > 1:
                 column.used_in.add((output, added))
-
-
-def _places(traced: Traced, columns: Columns) -> set[tuple[Element, int]]:
-    codes, added = traced.codes.ravel(), traced.added.ravel()
-    pairs = np.unique(np.stack([(codes - 1) // TRACE_BATCH, added])[:, codes > 0], axis=1)
-    return {(columns.element(int(number)), int(by)) for number, by in pairs.T}
 
 
 def _note_computed(

@@ -20,7 +20,7 @@ from kernels.bundle.inputs import Inputs, width
 from kernels.bundle.manifest import Pooling, SideName
 from kernels.bundle.pooling import Pool, Pooled, Pooler, rows_root
 from kernels.bundle.samples import Sampler, counted, row_wise_tensors
-from kernels.bundle.traces import FeatureTraces, elements_of, trace_features
+from kernels.bundle.traces import FeatureTraces, elements_of, places_of, trace_features
 from kernels.errors import GraphError
 from kernels.features.spec import Feature, FeatureSpec
 from kernels.graph.facts import TRACE_BATCH, Dim, Facts, Kind
@@ -174,6 +174,7 @@ class _Planner:
         self.columns = Columns()
         self.roots = self._input_codes()
         traces = self._trace(None)
+        self._check_ranges(traces)
         sources = {
             name: {element.root.name for element in found} for name, found in traces.sources.items()
         }
@@ -335,7 +336,6 @@ class _Planner:
             elements = self.columns.elements(numbers)
             if (added == added[0]).all() and all(e.root.space != "rows" for e in elements):
                 ids = [Id(e, int(by)) for e, by in zip(elements, added[0], strict=True)]
-                self._check_range(name, ids)
                 return ids
         if tensor not in self.row_wise or not self._from_features(tensor):
             return None
@@ -352,20 +352,24 @@ class _Planner:
             )
         return all(each.root.space == "feature" for each in self.traces.sources[tensor])
 
-    def _check_range(self, name: str, ids: list[Id]) -> None:
-        table = self.producers[name].input[0]
-        rows = self.graph.constants[table].shape[0]
-        for each in ids:
-            feature = self.spec.by_name.get(each.element.root.name)
-            if each.element.root.space != "feature" or feature is None or feature.ids is None:
+    def _check_ranges(self, traces: FeatureTraces) -> None:
+        """Refuse features whose ids go beyond a table that they are looked up in."""
+        for name in self.facts.lookups:
+            table, tensor = self.producers[name].input
+            rows = self.graph.constants[table].shape[0]
+            if tensor not in traces.ids:
                 continue
-            low, high = (bound + each.added for bound in feature.ids)
-            if low < 0 or high >= rows:
-                raise GraphError(
-                    f"{self.graph.name}: feature {feature.name!r} gives ids {feature.ids[0]} to "
-                    f"{feature.ids[1]}, which are rows {low} to {high} of table {table!r}; it has "
-                    f"{rows} rows"
-                )
+            for element, added in places_of(traces.ids[tensor], self.columns):
+                feature = self.spec.by_name.get(element.root.name)
+                if element.root.space != "feature" or feature is None or feature.ids is None:
+                    continue
+                low, high = (bound + added for bound in feature.ids)
+                if low < 0 or high >= rows:
+                    raise GraphError(
+                        f"{self.graph.name}: feature {feature.name!r} gives ids {feature.ids[0]} "
+                        f"to {feature.ids[1]}, which are rows {low} to {high} of table {table!r}; "
+                        f"it has {rows} rows"
+                    )
 
     def _table_lookups(self) -> list[PlannedLookup]:
         """Return the lookups of features that bring their own table."""

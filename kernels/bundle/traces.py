@@ -96,6 +96,13 @@ def elements_of(traced: Traced, columns: Columns) -> list[Element]:
     return columns.elements(sorted(numbers_of(traced)))
 
 
+def places_of(traced: Traced, columns: Columns) -> list[tuple[Element, int]]:
+    """Return the columns that a tensor's elements come from, with what is added; each once."""
+    codes, added = traced.codes.ravel(), traced.added.ravel()
+    pairs = np.unique(np.stack([(codes - 1) // TRACE_BATCH, added])[:, codes > 0], axis=1)
+    return [(columns.element(int(number)), int(by)) for number, by in pairs.T]
+
+
 def numbers_of(traced: Traced) -> set[int]:
     """Return the numbers of the columns that a tensor's elements come from."""
     return column_numbers(traced.codes)

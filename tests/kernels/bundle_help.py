@@ -88,7 +88,12 @@ class Built:
 
 
 def build(
-    model: Path, spec: str | None = None, *, infer: bool | None = None, **options: bool
+    model: Path,
+    spec: str | None = None,
+    *,
+    infer: bool | None = None,
+    force: bool = False,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Built:
     """Build a model's bundle, with inferred features if there is no spec."""
     features = None
@@ -96,7 +101,9 @@ def build(
         features = model.with_name("features.toml")
         features.write_text("version = 1\n" + spec)
     target = model.with_name("bundle")
-    chosen = BuildOptions(infer=spec is None if infer is None else infer, **options)
+    chosen = BuildOptions(
+        infer=spec is None if infer is None else infer, force=force, shapes=shapes or {}
+    )
     build_bundle(model, features, target, chosen)
     return Built(model, load_bundle(target))
 
