@@ -195,9 +195,7 @@ def reads(node: onnx.NodeProto) -> list[str]:
 def _outer(body: onnx.GraphProto) -> list[str]:
     inside = {each.name for each in body.input} | {each.name for each in body.initializer}
     inside.update(name for node in body.node for name in node.output)
-    names = [name for node in body.node for name in reads(node)]
-    names += [each.name for each in body.output]
-    return [name for name in names if name not in inside]
+    return [name for node in body.node for name in reads(node) if name not in inside]
 
 
 def renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
@@ -219,10 +217,6 @@ def _rename_inputs(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
         outer = {name: new for name, new in names.items() if name not in inside}
         for inner in body.node:
             _rename_inputs(inner, outer)
-        for each in body.output:
-            if each.name in outer:  # a body may hand out a tensor of the outside as it is
-                alias = onnx.helper.make_node("Identity", [outer[each.name]], [each.name])
-                body.node.append(alias)
 
 
 def make_model(

@@ -1,0 +1,120 @@
+"""The zoo's table: on models made here, and on the zoo beside the checkout where it is there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from tests import zoo
+from tests.kernels.bundle_help import ids, table, write_model
+
+# One of each kind of cut: many tables, masked pools, attention, recurrence over sorted sequences,
+# bags, bags as loops, one table for each pair of fields, no table at all.
+KINDS = [
+    "deepctr_DeepFM.legacy",
+    "deepctr_DeepFM_varlen.dynamo",
+    "deepctr_DIN_dice.legacy",
+    "deepctr_DIEN_GRU.legacy",
+    "deepctr_ONN.dynamo",
+    "plain_DLRM_DCNv2_small.dynamo",
+    "plain_DLRM_DCNv2_small_embeddingbag.dynamo",
+    "plain_DLRM_DCNv2_small_dense.dynamo",
+]
+needs_zoo = pytest.mark.skipif(not zoo.ZOO.exists(), reason="no zoo beside the checkout")
+
+
+def make_zoo(folder: Path, body: str) -> Path:
+    """Make a zoo of one model, whose recorded outputs are those of ONNX Runtime."""
+    constants = {"t": table(20), "u": table(4, seed=1), "axis": np.asarray([1], np.int64)}
+    used = {name: array for name, array in constants.items() if name in body}
+    path = write_model(
+        folder / "models" / "toy.made.onnx", "(int64[B,3] x) => (float[B,4] y)", body, used
+    )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    arrays: dict[str, Any] = {}
+    for n in (1, 37):
+        x = ids(n, 3, rows=20)
+        arrays[f"b{n}_0/in/x"] = x
+        arrays[f"b{n}_0/out/y"] = session.run(None, {"x": x})[0]
+    (folder / "io").mkdir()
+    np.savez(folder / "io" / "toy.npz", **arrays)
+    exports = [
+        {"exporter": "made", "status": "ok", "file": "models/toy.made.onnx"},
+        {"exporter": "other", "status": "ok", "file": None},
+    ]
+    manifest = {
+        "tolerance": {"rtol": 1e-3, "atol": 1e-5},
+        "entries": [{"name": "toy", "exports": exports}],
+    }
+    (folder / "MANIFEST.json").write_text(json.dumps(manifest))
+    return folder
+
+
+POOLED = "e = Gather(t, x)\ny = ReduceSum<keepdims=0>(e, axis)"
+LEFT = POOLED.replace("y =", "s =") + "\nb = ArgMax<axis=1, keepdims=0>(s)\ny = Gather(u, b)"
+
+
+def test_a_zoo_that_passes_prints_its_table_and_exits_with_0(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert zoo.main([str(make_zoo(tmp_path, POOLED))]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["model", "cases"]
+    assert lines[1].split()[:2] == ["toy.made", "2"]
+    assert lines[1].endswith("pass")
+    assert lines[-1] == "1 of 1 pass"
+
+
+def test_a_table_left_behind_fails_and_is_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert zoo.main([str(make_zoo(tmp_path, LEFT))]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL" in out
+    assert "toy.made: LEFT: u [4, 4]: indexed by 'b'" in out
+
+
+def test_outputs_that_differ_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_zoo(tmp_path, POOLED)
+    arrays = dict(np.load(folder / "io" / "toy.npz"))
+    arrays["b37_0/out/y"][5] += 1
+    np.savez(folder / "io" / "toy.npz", **arrays)
+    assert zoo.main([str(folder)]) == 1
+    assert "toy.made: b37_0: y differs by 1" in capsys.readouterr().out
+
+
+def test_a_model_that_cannot_be_read_fails_and_the_others_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_zoo(tmp_path, POOLED)
+    (folder / "models" / "toy.made.onnx").write_bytes(b"damaged")
+    assert zoo.main([str(folder)]) == 1
+    assert "toy.made: GraphError: " in capsys.readouterr().out
+
+
+def test_a_folder_that_is_no_zoo_exits_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert zoo.main([str(tmp_path)]) == 2
+    assert "is not a zoo" in capsys.readouterr().err
+    assert zoo.main([str(make_zoo(tmp_path, POOLED)), "--only", "nothing"]) == 1
+
+
+@needs_zoo
+@pytest.mark.parametrize("name", KINDS)
+def test_a_model_of_each_kind_equals_its_recorded_outputs(name: str) -> None:
+    (model,) = zoo.models(zoo.ZOO, f"^{name}$")
+    result = zoo.check(model, zoo.in_process)
+    assert result.ok, result.problem or result.left
+    assert set(result.max_abs) == {1, 37}
+
+
+@needs_zoo
+@pytest.mark.slow
+def test_every_model_of_the_zoo_equals_its_recorded_outputs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert zoo.main([]) == 0, capsys.readouterr().out
