@@ -1,5 +1,7 @@
 """Messages between processes and machines: what they are, how they travel, and the clients.
 
 Reading order: ``messages.py`` (what is said), ``codec.py`` (the wire protocol, a pure value
-machine), ``sockets.py`` (ZeroMQ under trio), ``client.py`` and ``blocking.py`` (the clients).
+machine), ``columns.py`` (Python values to raw features and back), ``sockets.py`` (ZeroMQ under
+trio), ``exchange.py`` (what clients do with a request), ``client.py`` and ``blocking.py`` (the
+clients). Modules with an underscore are parts of these.
 """

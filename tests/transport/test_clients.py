@@ -424,6 +424,25 @@ def test_a_closed_blocking_client_says_so() -> None:
         client.ping()
 
 
+def test_closing_a_blocking_client_lets_threads_finish(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with open_context() as context, trio.open_nursery() as nursery:
+            client = BlockingClient(f"ipc://{tmp_path}/0")
+
+            async def close_first(gateway: FakeGateway, identity: bytes, message: Any) -> None:  # noqa: ANN401
+                client.close()
+                await serve(gateway, identity, message)
+
+            gateway = FakeGateway(context, f"ipc://{tmp_path}/0", close_first)
+            nursery.start_soon(gateway.run)
+            assert len((await Caller(client).score()).scores) == 2
+            with pytest.raises(errors.SocketClosed):
+                client.ping()
+            nursery.cancel_scope.cancel()
+
+    trio.run(test)
+
+
 def test_waits_double_within_their_bounds() -> None:
     policy = RetryPolicy(first_wait_s=0.01, longest_wait_s=0.03)
     assert [policy.wait_s(n, 1.0) for n in (1, 2, 3, 9)] == [0.01, 0.02, 0.03, 0.03]
