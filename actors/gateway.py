@@ -23,6 +23,7 @@ from actors.options import read_options
 from actors.scatter import ModelFront, open_front
 from kernels.features.blocks import ParsedBatch, RawRequest
 from runtime.actor import Context, Reply
+from runtime.admission import Admission
 from runtime.mailbox import Mailbox
 from runtime.metrics import Metrics
 from transport.codec import Packet, decode, encode
@@ -64,7 +65,9 @@ class GatewayOptions:
 
     Attributes:
         listen: ZeroMQ address for clients, ``tcp://127.0.0.1:7400``; none for use in process only.
-        max_in_flight: High-water mark: above it, requests are answered ``overloaded`` at once.
+        max_in_flight: High-water mark: above it, requests are answered ``overloaded`` at once. So
+            they are above a lower one, if more in flight would mean late answers
+            (``runtime.admission``).
         max_candidates: The most candidates that a request may have.
         max_batch_rows: A batch is closed once it has that many rows, so that one batch does not
             hold the others up for long.
@@ -99,6 +102,9 @@ class Gateway:
         self._flight = InFlight()
         self._seq = itertools.count(1)
         self._socket: RouterSocket | None = None
+        self._admission = Admission(
+            self._options.max_in_flight, min(16, self._options.max_in_flight)
+        )
         self._metrics = Metrics()
         self._entered = trio.Event()
         self._left = trio.Event()
@@ -188,7 +194,7 @@ class Gateway:
     def _admit(self, arrivals: Sequence[_Arrival]) -> None:
         """Refuse what can be refused unread; send the rest on, one batch a model."""
         by_model: dict[str, list[_Arrival]] = {}
-        room = self._options.max_in_flight - self._flight.n_requests
+        room = self._admission.limit - self._flight.n_requests
         for arrival in arrivals:
             refusal = self._refusal(arrival.request, room)
             if refusal is not None:
@@ -217,8 +223,8 @@ class Gateway:
         if request.budget_us <= 0:
             return "deadline", "the budget was spent before the request arrived", ""
         if room <= 0:
-            limit = self._options.max_in_flight
-            return "overloaded", f"{limit} requests are in flight, the high-water mark", ""
+            limit = self._admission.limit
+            return "overloaded", f"{limit} requests are in flight, as many as can be", ""
         return None
 
     def _parse(self, model: ModelFront, arrivals: Sequence[_Arrival]) -> None:
@@ -259,6 +265,8 @@ class Gateway:
         )
         self._flight.add(seq, pending, executor.name)
         self._entered.set()
+        for request in pending:
+            self._admission.admitted(request.deadline - request.arrived)
         self._metrics.count("batches")
         # Those that were received together have waited alike.
         self._metrics.observe("parse_us", (now - pending[0].arrived) * 1e6, len(pending))
@@ -297,6 +305,8 @@ class Gateway:
         if not settled:
             return
         n, first = len(settled), settled[0][0]
+        n_wanted = sum(wanted for _, wanted in settled)
+        self._admission.left(n_wanted, now - first.arrived, self._flight.n_requests, now)
         inside_us = scores.join_us + scores.queue_us + scores.compute_us
         self._metrics.count("answered", n)
         self._metrics.observe("join_us", scores.join_us, n)
@@ -314,8 +324,13 @@ class Gateway:
                 await self._entered.wait()
                 continue
             await trio.sleep_until(max(deadline, trio.current_time() + _SWEEP_S))
-            for request in self._flight.expire(trio.current_time()):
+            now = trio.current_time()
+            expired = self._flight.expire(now)
+            for request in expired:
                 self._refuse(request.route, request.request_id, "deadline", "the budget ran out")
+            if expired:
+                longest = max(now - request.arrived for request in expired)
+                self._admission.left(len(expired), longest, self._flight.n_requests, now)
             self._left.set()
 
     async def _answer_stats(self, message: StatsRequest, route: bytes | Reply) -> None:
