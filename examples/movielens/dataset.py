@@ -23,6 +23,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from examples.movielens.catalogue import Film
+
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -37,17 +39,8 @@ YEARS: Final[list[int]] = _FEATURES["year"]["boundaries"]
 GENDERS: Final = ("F", "M")
 LIKED_SHARE: Final[float] = _FEATURES["liked_share"]["missing"]
 _LIKED_WEIGHT: Final = 10  # so many ratings draw a user's share half way from LIKED_SHARE
-_ARTICLE: Final = re.compile(r"(.*), (The|A|An)( \(.*\))?")
-
-
-@attrs.frozen(kw_only=True)
-class Film:
-    """A film; ``year`` is 0 if it is not known."""
-
-    item_id: str
-    title: str
-    year: int
-    genres: tuple[str, ...]
+_FEWEST_RATINGS: Final = 20  # of a film with an id of its own
+_ARTICLE: Final = re.compile(r"(.*), (The|An|A)( \(.*\))?$")
 
 
 @attrs.frozen(kw_only=True)
@@ -145,12 +138,6 @@ def liked_share(n_liked: int, n_rated: int) -> float:
     return (n_liked + LIKED_SHARE * _LIKED_WEIGHT) / (n_rated + _LIKED_WEIGHT)
 
 
-def read_users(path: Path) -> list[dict[str, Any]]:
-    """Read the demo's users: raw features, and a ``name``."""
-    users: list[dict[str, Any]] = tomllib.loads(path.read_text(encoding="utf-8"))["users"]
-    return users
-
-
 def _rows(path: Path) -> list[list[str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
@@ -158,7 +145,11 @@ def _rows(path: Path) -> list[list[str]]:
 
 @attrs.frozen(kw_only=True)
 class Encoding:
-    """The vocabularies: the values that occur in the samples trained on; id 0 is any other."""
+    """The vocabularies, from the samples trained on; id 0 is any other value.
+
+    Films with few ratings are left out: the model would take the taste of a handful of people for
+    the film's appeal, and rank it first for everybody. Their year and genres speak for them.
+    """
 
     user_id: tuple[str, ...]
     item_id: tuple[str, ...]
@@ -169,7 +160,8 @@ class Encoding:
     def of(cls, samples: Samples, people: Sequence[Person], films: Sequence[Film]) -> Encoding:
         """Take the users and films of some samples."""
         known_people = [people[n] for n in np.unique(samples.person)]
-        known_films = [films[n] for n in np.unique(samples.film)]
+        n_ratings = np.bincount(samples.film)
+        known_films = [films[n] for n in np.flatnonzero(n_ratings >= _FEWEST_RATINGS).tolist()]
         return cls(
             user_id=tuple(person.user_id for person in known_people),
             item_id=tuple(film.item_id for film in known_films),
