@@ -298,7 +298,12 @@ class DealerSocket(_Socket):
         Raises:
             SocketClosed: The socket is closed, or was while this waited.
         """
-        await self._wait_connection(lambda: (self.connected, self.n_lost) != (connected, n_lost))
+
+        def changed() -> bool:
+            self._refresh()  # once: what a second look found would not be waited for
+            return (self._monitor.connected, self._monitor.n_lost) != (connected, n_lost)
+
+        await self._wait_connection(changed)
         return self._monitor.connected, self._monitor.n_lost
 
     async def _wait_connection(self, arrived: Callable[[], bool]) -> None:

@@ -231,6 +231,32 @@ def test_a_lost_connection_fails_over_at_once(run: Any) -> None:  # noqa: ANN401
     run(test, [stop], [serve])
 
 
+def test_no_moment_of_a_connection_is_missed(tmp_path: Path) -> None:
+    """Connections come and go at all moments of a request; once in 20 to 500 one was missed."""
+
+    async def once(i: int) -> None:
+        async with open_context() as context, trio.open_nursery() as nursery:
+            scripts = [[stop], [serve]]
+            gateways = [
+                FakeGateway(context, f"ipc://{tmp_path}/{i}-{k}", *script)
+                for k, script in enumerate(scripts)
+            ]
+            for gateway in gateways:
+                nursery.start_soon(gateway.run)
+            async with connect("trio", *(gateway.address for gateway in gateways)) as caller:
+                while not gateways[0].seen:
+                    await caller.score()
+                await caller.score()
+            nursery.cancel_scope.cancel()
+
+    async def test() -> None:
+        for i in range(100):
+            with trio.fail_after(SOON):
+                await once(i)
+
+    trio.run(test)
+
+
 def test_a_restarted_gateway_is_found_again(run: Any) -> None:  # noqa: ANN401
     async def test(caller: Caller, gateway: FakeGateway) -> None:
         for _ in range(3):
