@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 Tell = Callable[[Report | Failure], None]
 
 _OWN: Final = 0o700
-# A lane's thread needs the interpreter twice a launch, to take it and to hand the scores back, and a
-# busy event loop lets go of it only this often. CPython's 5 ms would be most of a launch's time.
+# A lane's thread needs the interpreter twice a launch, to take it and to hand the scores back, and
+# a busy event loop lets go of it only this often. CPython's 5 ms would be most of a launch's time.
 _SWITCH_S: Final = 0.0002
 # timeout(1), for one, signals the process and then its group: that is not asking twice.
 _SAME_S: Final = 0.25
