@@ -44,10 +44,14 @@ def blocks_from_columns(side: int, columns: Columns, n: int) -> tuple[Block, ...
         InvalidRequest: A value has no such form; names the feature and the candidate.
     """
     blocks: list[Block] = []
+    fractions: dict[str, float] = {}  # of the user: 0.2 us each here, 5 us as a column
     fixed: dict[tuple[np.dtype[Any], int], tuple[list[str], list[Array]]] = {}
     for name, value in columns.items():
         if type(name) is not str or not name:
             raise InvalidRequest(f"{SIDES[side]}: {name!r:.40} is not a feature name", "")
+        if side == USER and type(value) is float:
+            fractions[name] = value
+            continue
         column = _Column(side, name, n).read(value)
         if isinstance(column, Block):
             blocks.append(column)
@@ -56,6 +60,9 @@ def blocks_from_columns(side: int, columns: Columns, n: int) -> tuple[Block, ...
             names, arrays = fixed.setdefault((column.dtype, width), ([], []))
             names.append(name)
             arrays.append(column)
+    if fractions:
+        values = np.array([*fractions.values()], np.float64)[:, np.newaxis]
+        blocks.append(Block(side=side, names=tuple(fractions), values=values))
     for names, arrays in fixed.values():
         values = np.stack(arrays) if len(arrays) > 1 else arrays[0][np.newaxis]
         blocks.append(Block(side=side, names=tuple(names), values=values))

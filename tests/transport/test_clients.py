@@ -364,7 +364,7 @@ def test_what_is_wrong_on_this_side_is_not_sent(run: Any) -> None:  # noqa: ANN4
 def test_without_a_gateway_requests_are_unavailable(run: Any) -> None:  # noqa: ANN401
     async def test(caller: Caller, gateway: FakeGateway) -> None:
         with pytest.raises(errors.Unavailable, match="connection to ipc"):
-            await caller.score(budget=0.1)
+            await caller.score(budget=0.4)
 
     run(test, [stop])
 
