@@ -10,7 +10,9 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
+import google.protobuf.message
 import numpy as np
+import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
@@ -18,10 +20,16 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 from kernels.bundle.load import Bundle
 from kernels.errors import BundleError, LaunchFailed
 from kernels.executor import Staging
+from kernels.host_graph import for_host
 
 # It has a class for each status code, with no base of their own.
 _ORT_ERRORS: Final[tuple[type[Exception], ...]] = tuple(
     cls for cls in vars(_state).values() if isinstance(cls, type) and issubclass(cls, Exception)
+)
+_DAMAGED: Final[tuple[type[Exception], ...]] = (
+    *_ORT_ERRORS,
+    google.protobuf.message.DecodeError,
+    onnx.shape_inference.InferenceError,
 )
 _TYPES: Final = {
     "user": "tensor(float)",
@@ -78,6 +86,7 @@ class HostExecutor:
             )
             for _ in range(n_lanes)
         ]
+        self._least = 1
         self._session: Any = _open_session(bundle, n_threads)
         # A graph without user features has no such input.
         self._inputs = _checked_inputs(self._session, str(bundle.path), widths)
@@ -89,6 +98,7 @@ class HostExecutor:
                 self.run(lane, max_requests, max_rows)
         except LaunchFailed as error:
             raise BundleError(f"{bundle.path}: dense.onnx: {error}") from error
+        self._least = 1 if min(max_requests, max_rows) < 2 else self._find_least()
 
     @property
     def n_lanes(self) -> int:
@@ -131,10 +141,17 @@ class HostExecutor:
         if self._session is None:
             raise LaunchFailed(f"{self._model}: the executor is closed")
         staging = self._stagings[lane]
+        least = self._least
+        if n_requests < least:
+            staging.user[n_requests:least] = staging.user[0]
+        if n_rows < least:
+            staging.candidate[n_rows:least] = staging.candidate[0]
+            staging.request_of_row[n_rows:least] = staging.request_of_row[0]
+        n_run = max(n_rows, least)
         arrays = {
-            "user": staging.user[:n_requests],
-            "candidate": staging.candidate[:n_rows],
-            "request_of_row": staging.request_of_row[:n_rows],
+            "user": staging.user[: max(n_requests, least)],
+            "candidate": staging.candidate[:n_run],
+            "request_of_row": staging.request_of_row[:n_run],
         }
         try:
             scores: NDArray[np.float32] = self._session.run(
@@ -144,11 +161,11 @@ class HostExecutor:
             raise LaunchFailed(
                 f"{self._model}: {n_requests} requests, {n_rows} rows: {error}"
             ) from error
-        if scores.shape != (n_rows, self._n_outputs):
+        if scores.shape != (n_run, self._n_outputs):
             raise LaunchFailed(
-                f"{self._model}: scores are {scores.shape}, not {(n_rows, self._n_outputs)}"
+                f"{self._model}: scores are {scores.shape}, not {(n_run, self._n_outputs)}"
             )
-        return scores
+        return scores[:n_rows]
 
     def measure(self) -> list[tuple[int, float]]:
         """Time a launch of 1, 4, 16, ... rows and of the most: ``(rows, seconds)`` of each.
@@ -165,6 +182,17 @@ class HostExecutor:
             self.run(0, 1, n_rows)
             times.append((n_rows, time.perf_counter() - start))
         return times
+
+    def _find_least(self) -> int:
+        """Return the fewest rows of a launch: 2 where a graph squeezes a batch axis of 1 away.
+
+        Smaller launches repeat their first row.
+        """
+        try:
+            self.run(0, 1, 1)
+        except LaunchFailed:
+            return 2
+        return 1
 
     def close(self) -> None:
         """Free the session. No launch may be under way."""
@@ -184,9 +212,9 @@ def _open_session(bundle: Bundle, n_threads: int) -> Any:  # noqa: ANN401 - onnx
     options.log_severity_level = _ERRORS_ONLY
     try:
         return onnxruntime.InferenceSession(
-            bundle.dense_model(), options, providers=["CPUExecutionProvider"]
+            for_host(bundle.dense_model()), options, providers=["CPUExecutionProvider"]
         )
-    except _ORT_ERRORS as error:
+    except _DAMAGED as error:
         raise BundleError(f"{bundle.path}: dense.onnx does not load: {error}") from error
 
 
