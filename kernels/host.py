@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-import google.protobuf.message
+import google.protobuf.message  # type: ignore[import-untyped]
 import numpy as np
 import onnx
 import onnxruntime
