@@ -12,7 +12,7 @@ import onnx
 from kernels.bundle.dense import dense_model
 from kernels.bundle.layout import Blocks, lay_out, side_layout
 from kernels.bundle.manifest import KeptTable, Output, SideLayout, Table
-from kernels.bundle.plan import Plan, PlannedLookup
+from kernels.bundle.planned import Plan, PlannedLookup
 from kernels.bundle.program import program_model
 from kernels.bundle.select import Selection, select
 from kernels.features.spec import FeatureSpec

@@ -10,7 +10,7 @@ import onnx
 from kernels.bundle.emit import Block, Emitter
 from kernels.bundle.layout import Blocks
 from kernels.bundle.manifest import Output
-from kernels.bundle.plan import Plan
+from kernels.bundle.planned import Plan
 from kernels.bundle.select import Selection
 from kernels.bundle.user_once import user_side_once
 from kernels.errors import GraphError

@@ -14,7 +14,7 @@ from typing import Final
 import attrs
 
 from kernels.bundle.manifest import Lookup, SideLayout, SideName, Source
-from kernels.bundle.plan import PlannedLookup
+from kernels.bundle.planned import PlannedLookup
 from kernels.graph.trace import Element, Root
 
 #: The change that carries a user feature into the candidate side's ids as it is.

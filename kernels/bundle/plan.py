@@ -1,106 +1,24 @@
-"""Planning a cut: which lookups are cut, pooled or not, and what else crosses into the dense graph.
-
-A tensor that depends on features alone crosses as columns of its features, or is *hoisted*: a
-program computes it beside the lookups. Hoisted is work on integers and truth values (masks,
-lengths, comparisons of ids), so that what is left is work on fractions; not what takes few columns
-and makes many, such as a mask of every position against every other.
-"""
+"""Planning a cut: which lookups are cut, pooled or not, and where their ids come from."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Mapping
 
-import attrs
 import numpy as np
-import onnx
 
+from kernels.bundle.demand import Demand, Worker
 from kernels.bundle.inputs import Inputs, width
-from kernels.bundle.manifest import Pooling, SideName
+from kernels.bundle.manifest import SideName
+from kernels.bundle.planned import Id, Plan, PlannedLookup
 from kernels.bundle.pooling import Pool, Pooled, Pooler, rows_root
 from kernels.bundle.samples import Sampler, counted, row_wise_tensors
-from kernels.bundle.traces import FeatureTraces, elements_of, places_of, trace_features
+from kernels.bundle.traces import FeatureTraces, places_of, trace_features
 from kernels.errors import GraphError
 from kernels.features.spec import Feature, FeatureSpec
-from kernels.graph.facts import TRACE_BATCH, Dim, Facts, Kind
-from kernels.graph.model import Graph, attribute, reads
+from kernels.graph.facts import RANDOM, TRACE_BATCH, Facts, Kind
+from kernels.graph.join import join_neighbours
+from kernels.graph.model import Graph, reads
 from kernels.graph.trace import Codes, Columns, Element, Root, Tracer, encode, row_columns
-
-# Operators that a program runs on a CPU for next to nothing. Not among them: products with weights,
-# convolutions, recurrences, loops.
-_CHEAP: Final = frozenset(
-    {"Abs", "Add", "And", "ArgMax", "ArgMin", "Cast", "Ceil", "Clip", "Concat", "CumSum", "Div"}
-    | {"Equal", "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "Greater"}
-    | {"GreaterOrEqual", "Identity", "IsNaN", "Less", "LessOrEqual", "Log", "Max", "Min", "Mod"}
-    | {"Mul", "Neg", "Not", "OneHot", "Or", "Pad", "Pow", "Reciprocal", "ReduceMax", "ReduceMean"}
-    | {"ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Round", "Shape", "Sign", "Slice"}
-    | {"Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where"}
-    | {"ReduceL1", "ReduceL2", "ReduceSumSquare", "Sigmoid", "Tanh", "Softmax"}
-    | {"Xor", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"}
-)
-# A column costs four bytes a row to carry; computing a small mask again on a GPU costs a launch.
-_MOST_GROWTH: Final = 4
-_FREE_COLUMNS: Final = 64
-
-
-@attrs.frozen
-class Id:
-    """Where one id of a lookup comes from: an element, plus an integer."""
-
-    element: Element
-    added: int
-
-
-@attrs.frozen
-class PlannedLookup:
-    """A lookup of the bundle, before its place in a block is known.
-
-    Attributes:
-        root: Stands for its columns; several lookups share one where one Gather takes ids of both
-            sides, and each has ``entries`` of it.
-        tensor: What it replaces in the graph.
-        table: A constant of the graph, or the file of a feature's own table.
-        first: Its first column's place in ``root``.
-    """
-
-    root: Root
-    side: SideName
-    tensor: str
-    table: str
-    pooling: Pooling
-    ids: tuple[Id, ...]
-    weights: tuple[Element, ...] | None
-    dim: int
-    first: int = 0
-
-    @property
-    def width(self) -> int:
-        """Columns of the block."""
-        return len(self.ids) * self.dim if self.pooling == "none" else self.dim
-
-
-@attrs.frozen(eq=False)
-class Plan:
-    """How a graph is cut.
-
-    Attributes:
-        codes: Of the tensors that hold nothing but columns of features, hoisted tensors and
-            lookups: the dense graph's boundary.
-        feature_codes: Of those that hold nothing but columns of features: the programs' boundary.
-        lookups: All that the dense graph needs.
-        sides: Side of a feature's or computed column.
-        sampler: Draws inputs that the model accepts.
-    """
-
-    graph: Graph
-    facts: Facts
-    traces: FeatureTraces
-    codes: Mapping[str, Codes]
-    feature_codes: Mapping[str, Codes]
-    lookups: tuple[PlannedLookup, ...]
-    sides: Callable[[Element], SideName]
-    sampler: Sampler
 
 
 def make_plan(graph: Graph, facts: Facts, inputs: Inputs, spec: FeatureSpec) -> Plan:
@@ -116,55 +34,6 @@ def make_plan(graph: Graph, facts: Facts, inputs: Inputs, spec: FeatureSpec) -> 
 def table_root(feature: Feature) -> Root:
     """Return the root that stands for the columns of a feature's own table."""
     return Root("rows", f"feature {feature.name}")
-
-
-def join_neighbours(graph: Graph, facts: Facts, codes: dict[str, Codes]) -> Facts:
-    """Join the traced ones among a Concat's inputs by a Concat of their own, which is then traced.
-
-    So that a Concat of looked up rows and a computed tensor takes the rows as one stretch.
-    """
-    nodes: list[onnx.NodeProto] = []
-    dims, dtypes, kinds = dict(facts.dims), dict(facts.dtypes), dict(facts.kinds)
-    for node in graph.nodes:
-        nodes.append(node)
-        if node.op_type != "Concat" or node.output[0] in codes or node.output[0] not in dims:
-            continue
-        axis = attribute(node, "axis") % len(dims[node.output[0]])
-        if dims[node.output[0]][axis].per_row:
-            continue
-        inputs: list[str] = []
-        for is_traced, group in itertools.groupby(node.input, codes.__contains__):
-            names = list(group)
-            if not is_traced or len(names) < 2:
-                inputs += names
-                continue
-            joined = f"{node.output[0]}/joined/{len(inputs)}"
-            inputs.append(joined)
-            nodes.insert(-1, onnx.helper.make_node("Concat", names, [joined], axis=axis))
-            codes[joined] = np.concatenate([codes[name] for name in names], axis)
-            size = sum(dims[name][axis].fixed for name in names)
-            dims[joined] = (*dims[names[0]][:axis], Dim(size, 0), *dims[names[0]][axis + 1 :])
-            dtypes[joined] = dtypes[names[0]]
-            kinds[joined] = max(kinds[name] for name in names)
-        if len(inputs) < len(node.input):
-            nodes[-1] = onnx.helper.make_node("Concat", inputs, list(node.output), axis=axis)
-    graph.nodes = nodes
-    return attrs.evolve(facts, dims=dims, dtypes=dtypes, kinds=kinds)
-
-
-@attrs.frozen(eq=False)
-class Work:
-    """The nodes that compute a tensor of kind FEATURES, and the columns that they start from."""
-
-    nodes: tuple[onnx.NodeProto, ...]
-    columns: frozenset[Element]
-
-    @property
-    def is_cheap(self) -> bool:
-        """Whether a program should do it."""
-        return all(node.op_type in _CHEAP and not node.domain for node in self.nodes) and all(
-            element.root.space == "feature" for element in self.columns
-        )
 
 
 class _Planner:
@@ -192,7 +61,8 @@ class _Planner:
         pooled = Pooler(self.graph, self.facts, self.traces, self.dims).run()
         pooled = {name: each for name, each in pooled.items() if self._is_cheap(each)}
         while True:
-            demand = _Demand(self, pooled)
+            worker = Worker(self.graph, self.facts, self.traces)
+            demand = Demand(worker, frozenset(self.dims), frozenset(pooled))
             demand.need(self.graph.outputs)
             late = {
                 name
@@ -249,37 +119,14 @@ class _Planner:
 
     def _is_cheap(self, pooled: Pooled) -> bool:
         """Whether a program may compute the weights of a pooling."""
+        work = Worker(self.graph, self.facts, self.traces)
         roots = {e.root for pool in pooled.pools for e in pool.weights or ()}
         for root in roots:
             if root.space == "rows":
                 return False
-            if root.space == "computed" and not self.work(root.name).is_cheap:
+            if root.space == "computed" and not work.of(root.name).is_cheap:
                 return False
         return True
-
-    def work(self, tensor: str) -> Work:
-        """Return what computing a tensor from features takes."""
-        nodes: dict[str, onnx.NodeProto] = {}
-        columns: set[Element] = set()
-        pending = [tensor]
-        while pending:
-            node = self.producers[pending.pop()]
-            if node.output[0] in nodes:
-                continue
-            nodes[node.output[0]] = node
-            for each in reads(node):
-                if self.facts.kinds[each] != Kind.FEATURES:
-                    continue
-                traced = self.traces.values.get(each)
-                if traced is None:
-                    pending.append(each)
-                    continue
-                for element in elements_of(traced, self.columns):
-                    if element.root.space == "computed":
-                        pending.append(element.root.name)
-                    else:
-                        columns.add(element)
-        return Work(tuple(nodes.values()), frozenset(columns))
 
     def _is_integral(self, element: Element) -> bool:
         root = element.root
@@ -304,9 +151,10 @@ class _Planner:
                     f"{self.graph.name}: output {name!r} does not depend on the inputs"
                 )
             if name not in self.row_wise:
+                chance = [node.op_type for node in self.graph.nodes if node.op_type in RANDOM]
                 raise GraphError(
                     f"{self.graph.name}: output {name!r} is not one result a row: its rows depend "
-                    "on each other or on their number"
+                    f"on {f'chance ({chance[0]})' if chance else 'each other or on their number'}"
                 )
 
     def row_size(self, name: str) -> int:
@@ -397,7 +245,7 @@ class _Planner:
             )
         return found
 
-    def _unpooled(self, demand: _Demand) -> list[PlannedLookup]:
+    def _unpooled(self, demand: Demand) -> list[PlannedLookup]:
         """Return the lookups that are laid side by side, one for each stretch of one side."""
         found = []
         for name in demand.unpooled:
@@ -422,7 +270,7 @@ class _Planner:
                 first = last
         return found
 
-    def _pooled(self, demand: _Demand, pooled: Mapping[str, Pooled]) -> list[PlannedLookup]:
+    def _pooled(self, demand: Demand, pooled: Mapping[str, Pooled]) -> list[PlannedLookup]:
         pools: dict[Pool, str] = {}
         for name in demand.pooled:
             for pool in pooled[name].pools:
@@ -445,66 +293,3 @@ class _Planner:
                 )
             )
         return found
-
-
-class _Demand:
-    """What the dense graph needs, when some reductions are taken for pooled lookups.
-
-    Attributes:
-        unpooled: Lookups whose rows it needs as they are.
-        pooled: Reductions whose results it needs.
-        hoisted: Tensors of features that it needs and a program computes.
-    """
-
-    def __init__(self, planner: _Planner, pooled: Mapping[str, Pooled]) -> None:
-        self.planner, self.candidates = planner, pooled
-        self.unpooled: list[str] = []
-        self.pooled: list[str] = []
-        self.hoisted: list[str] = []
-        self._seen: set[str] = set()
-
-    def need(self, names: tuple[str, ...]) -> None:
-        """Note what computing these tensors takes."""
-        pending = list(names)
-        while pending:
-            name = pending.pop()
-            if name in self._seen:
-                continue
-            self._seen.add(name)
-            pending += self._expand(name)
-
-    def _expand(self, name: str) -> list[str]:
-        """Note one tensor; return those that the dense graph needs for it."""
-        planner = self.planner
-        if name in planner.graph.constants or planner.facts.kinds[name] <= Kind.BATCH:
-            return []
-        if name in self.candidates:
-            self.pooled.append(name)
-            return []
-        if name in planner.dims:
-            self.unpooled.append(name)
-            return []
-        traced = planner.traces.values.get(name)
-        if traced is None:
-            return reads(planner.producers[name])
-        needed: list[str] = []
-        for root in dict.fromkeys(e.root for e in elements_of(traced, planner.columns)):
-            if root.space != "computed" or root.name in self._seen - {name}:
-                continue
-            self._seen.add(root.name)
-            if self._is_hoisted(root.name):
-                self.hoisted.append(root.name)
-            else:
-                needed += reads(planner.producers[root.name])
-        return needed
-
-    def _is_hoisted(self, name: str) -> bool:
-        """Whether a computed tensor is integer work that is better done beside the lookups."""
-        planner = self.planner
-        work = planner.work(name)
-        dtypes = planner.facts.dtypes
-        if not work.is_cheap or not any(
-            dtypes[output].kind in "iub" for node in work.nodes for output in node.output
-        ):
-            return False
-        return planner.row_size(name) <= _FREE_COLUMNS + _MOST_GROWTH * len(work.columns)

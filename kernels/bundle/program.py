@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from kernels.bundle.emit import Block, Emitter
-from kernels.bundle.plan import Plan
+from kernels.bundle.planned import Plan
 from kernels.bundle.select import select
 from kernels.features.spec import FeatureSpec
 from kernels.graph.trace import Root

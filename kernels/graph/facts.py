@@ -69,7 +69,7 @@ _UNSIZED: Final = frozenset(
     }
     | {"ConcatFromSequence", "SequenceInsert"}
 )
-_RANDOM: Final = frozenset(
+RANDOM: Final = frozenset(
     {
         "RandomNormal",
         "RandomNormalLike",
@@ -158,7 +158,11 @@ def learn(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> Facts:
 def is_lookup(
     node: onnx.NodeProto, kinds: Mapping[str, Kind], constants: Mapping[str, Array]
 ) -> bool:
-    """Whether a node takes rows of a constant table of fractions at places that inputs name."""
+    """Whether a node takes rows of a constant table at places that inputs name.
+
+    A table holds fractions, or bytes that stand for some (quantised). Other integers are ids or
+    counts: what looks those up is work on ids.
+    """
     return (
         node.op_type == "Gather"
         and node.domain in ("", "ai.onnx")
@@ -166,7 +170,8 @@ def is_lookup(
         and kinds[node.input[1]] == Kind.FEATURES
         and (table := constants.get(node.input[0])) is not None
         and table.ndim > 0
-        and table.dtype.kind == "f"
+        and (table.dtype.kind == "f" or (table.dtype.itemsize == 1 and table.ndim > 1))
+        and table.dtype.kind in "fiu"
     )
 
 
@@ -256,7 +261,7 @@ def _is_sized(node: onnx.NodeProto, kinds: Mapping[str, Kind]) -> bool:
 def _kind(
     node: onnx.NodeProto, names: list[str], kinds: Mapping[str, Kind], is_sized: bool
 ) -> Kind:
-    if node.op_type in _RANDOM:
+    if node.op_type in RANDOM:
         return Kind.MIXED
     kind = max((kinds[name] for name in names), default=Kind.CONSTANT)
     if node.op_type in ("Shape", "Size") and is_sized:

@@ -233,6 +233,11 @@ def test_a_spec_that_does_not_fit_the_model_is_refused(
             "output 'y' is not one result a row",
         ),
         (
+            "(float[B,3] x) => (float[B,3] y)",
+            "y = RandomNormalLike(x)",
+            r"its rows depend on chance \(RandomNormalLike\)",
+        ),
+        (
             "(float[B,3] x) => (float[1] y, float[B,3] z)",
             "y = Identity(c)\nz = Relu(x)",
             "'y' does",
@@ -240,7 +245,7 @@ def test_a_spec_that_does_not_fit_the_model_is_refused(
         ("(float[2,3] x) => (float[2,3] y)", "y = Reshape(x, two)", "dynamic batch dimension"),
         ("(float x, float[B] z) => (float[B] y)", "y = Add(x, z)", "'x' is a scalar"),
     ],
-    ids=["summed", "no-batch", "other-rows", "constant", "fixed-batch", "scalar"],
+    ids=["summed", "no-batch", "other-rows", "chance", "constant", "fixed-batch", "scalar"],
 )
 def test_a_model_whose_rows_cannot_be_served_one_by_one_is_refused(
     tmp_path: Path, signature: str, body: str, message: str

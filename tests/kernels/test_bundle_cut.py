@@ -350,6 +350,10 @@ def test_an_embedding_bag_written_as_a_loop_is_pooled(
         ),
         ("(int64[B] x) => (float[B,4] y)", "e = Gather(t16, x)\ny = Cast<to=1>(e)"),
         ("(int64[B] x) => (double[B,4] y)", "y = Gather(t64, x)"),
+        (
+            "(int64[B] x) => (float[B,4] y)",
+            "e = Gather(t8, x)\ny = DequantizeLinear(e, scale)",
+        ),
     ],
     ids=[
         "rank1",
@@ -361,6 +365,7 @@ def test_an_embedding_bag_written_as_a_loop_is_pooled(
         "unique",
         "half",
         "double",
+        "bytes",
     ],
 )
 def test_other_ways_to_look_up_are_cut_too(tmp_path: Path, signature: str, body: str) -> None:
@@ -371,6 +376,8 @@ def test_other_ways_to_look_up_are_cut_too(tmp_path: Path, signature: str, body:
         "tt": np.ascontiguousarray(table(ROWS).T),
         "t16": table(ROWS).astype(np.float16),
         "t64": table(ROWS).astype(np.float64),
+        "t8": (50 * table(ROWS)).astype(np.int8),
+        "scale": np.float32(0.02),
         "one": AXIS1,
         "depth": np.int64(ROWS),
         "values": np.asarray([0, 1], np.float32),

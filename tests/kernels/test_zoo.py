@@ -107,7 +107,7 @@ def test_a_folder_that_is_no_zoo_exits_with_2(
 @pytest.mark.parametrize("name", KINDS)
 def test_a_model_of_each_kind_equals_its_recorded_outputs(name: str) -> None:
     (model,) = zoo.models(zoo.ZOO, f"^{name}$")
-    result = zoo.check(model, zoo.in_process)
+    (result,) = zoo.check([model], zoo.in_process)
     assert result.ok, result.problem or result.left
     assert set(result.max_abs) == {1, 37}
 
