@@ -186,6 +186,8 @@ class Gateway:
             self._answer(route, ModelsReply(request_id=message.request_id, models=models))
         elif isinstance(message, StatsRequest):
             nursery.start_soon(self._answer_stats, message, route)
+        elif isinstance(message, ErrorReply):
+            self._metrics.count("strays")  # two that answer each other's errors would never end
         else:
             request_id = getattr(message, "request_id", 0)
             problem = f"a client cannot send {type(message).__name__}"
