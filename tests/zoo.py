@@ -1,9 +1,9 @@
 """Every model of a zoo through the product: ``python -m tests.zoo [FOLDER] [--only REGEX]``.
 
 A zoo is a folder with ``MANIFEST.json``, ``models/`` and ``io/`` (see its README). Each model is
-built into a bundle with inferred features, and its recorded inputs are scored as a client would
-have them scored: as raw features, through parser, lookups and executor. Prints a table; exits with
-1 if any model fails.
+built into a bundle with inferred features and served by a node process, of which a client asks the
+scores of the recorded inputs, as columns of raw features. With ``--in-process``, parser, lookups
+and executor are called here instead. Prints a table; exits with 1 if any model fails.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import attrs
 import numpy as np
@@ -32,20 +33,25 @@ from kernels.features.parser import Parser
 from kernels.features.spec import load_spec
 from kernels.host import HostExecutor
 from kernels.lookup import PooledLookup, shard_layout
-from transport.messages import CANDIDATE, Block
+from tests.system.cluster_help import NotReady, serving
+from transport.blocking import BlockingClient
+from transport.columns import blocks_from_columns
+from transport.messages import CANDIDATE
 
 ZOO = Path(__file__).parents[1].parent / "shared" / "zoo"
 F32 = NDArray[np.float32]
 
+# Models of one node: all of the zoo start within seconds, and a larger zoo in several goes.
+TOGETHER = 48
+# Seconds for one request, on a machine that does much else.
+BUDGET_S = 30.0
 
-class Scorer(Protocol):
-    """Serves one bundle."""
-
-    def scores(self, request: RawRequest) -> F32:
-        """Return float32 ``[n_candidates, n_outputs]``."""
-
-    def close(self) -> None:
-        """Stop serving."""
+Columns: TypeAlias = Mapping[str, NDArray[Any]]
+Scorer: TypeAlias = Callable[[str, Columns, int], Mapping[str, F32]]
+"""Takes a model's name, candidate columns and their number; returns outputs ``[n]`` or ``[n, w]``.
+"""
+Serve: TypeAlias = Callable[[Mapping[str, Path]], AbstractContextManager[Scorer]]
+"""Serves bundles, known by names. Raises ``NotReady`` if they cannot be served together."""
 
 
 @attrs.frozen(kw_only=True)
@@ -103,32 +109,48 @@ def models(folder: Path, only: str = "") -> list[Model]:
     return found
 
 
+@attrs.frozen(kw_only=True, eq=False)
+class Built:
+    """A model whose bundle was built."""
+
+    model: Model
+    path: Path
+    manifest: Manifest
+    features: Sequence[Feature]
+    cases: Mapping[str, Case]
+    result: Result
+
+
 class InProcess:
-    """A ``Scorer`` that runs parser, lookups and executor by plain calls."""
+    """Runs parser, lookups and executor of one bundle by plain calls."""
 
     def __init__(self, bundle: Bundle) -> None:
         manifest = bundle.manifest
         tables = {table.name: bundle.table(table.name) for table in manifest.tables}
-        self._manifest = manifest
+        self._outputs = manifest.outputs
         self._parser = Parser.for_bundle(bundle)
         self._user = PooledLookup(tables, shard_layout(manifest.user, tables))
         self._candidate = PooledLookup(tables, shard_layout(manifest.candidate, tables))
         self._executor = HostExecutor(bundle, max_rows=256, max_requests=4)
 
-    def scores(self, request: RawRequest) -> F32:
+    def score(self, columns: Columns, n: int) -> Mapping[str, F32]:
         """See ``Scorer``; raises the request's ``FeatureError``."""
+        request = RawRequest(n, blocks_from_columns(CANDIDATE, columns, n))
         parsed = self._parser.parse([request])
         if parsed.failed:
             raise parsed.failed[0]
         staging = self._executor.staging(0)
-        n = request.n_candidates
         self._stage(self._user, parsed.user, staging.user[:1])
         self._stage(self._candidate, parsed.candidate, staging.candidate[:n])
         staging.request_of_row[:n] = 0
-        return self._executor.run(0, 1, n)
+        scores = self._executor.run(0, 1, n)
+        return {
+            output.name: scores[:, output.offset : output.offset + output.width]
+            for output in self._outputs
+        }
 
     def close(self) -> None:
-        """See ``Scorer``."""
+        """Stop serving."""
         self._executor.close()
 
     def _stage(self, lookup: PooledLookup, matrices: SideMatrices, block: F32) -> None:
@@ -139,80 +161,144 @@ class InProcess:
         block[:, width:] = matrices.values
 
 
-def in_process(path: Path) -> Scorer:
-    """Open a bundle for calls in this process."""
-    return InProcess(load_bundle(path))
+@contextmanager
+def in_process(bundles: Mapping[str, Path]) -> Iterator[Scorer]:
+    """Serve by calls in this process, each model opened for as long as it is asked."""
+
+    def score(name: str, columns: Columns, n: int) -> Mapping[str, F32]:
+        with closing(InProcess(load_bundle(bundles[name]))) as scorer:
+            return scorer.score(columns, n)
+
+    yield score
 
 
-def raw_request(features: Sequence[Feature], inputs: Mapping[str, NDArray[Any]]) -> RawRequest:
-    """Make the request that a client would send for a model's recorded inputs."""
-    blocks = []
-    n = {len(array) for array in inputs.values()}.pop()
+@contextmanager
+def served(bundles: Mapping[str, Path]) -> Iterator[Scorer]:
+    """Serve by a node process with all the models, over tcp."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(bundles, Path(folder), executor={"max_rows": 256, "max_requests": 4}) as node,
+        BlockingClient(node.address) as client,
+    ):
+
+        def score(name: str, columns: Columns, n: int) -> Mapping[str, F32]:
+            del n  # the columns tell
+            return client.score(model=name, user={}, candidates=columns, budget=BUDGET_S).outputs
+
+        yield score
+
+
+def columns_of(features: Sequence[Feature], inputs: Columns) -> dict[str, NDArray[Any]]:
+    """Turn a model's recorded inputs into what a client would send: ``[n]`` or ``[n, width]``."""
+    columns = {}
     for feature in features:
-        flat = inputs[feature.input].reshape(n, -1)
-        columns = flat[:, feature.column : feature.column + feature.width]
+        array = inputs[feature.input]
+        flat = array.reshape(len(array), -1)
+        values = flat[:, feature.column : feature.column + feature.width]
         if feature.dtype == "int64":
-            columns = columns.astype(np.int64)
-        values = np.ascontiguousarray(columns)[None]
-        if feature.width == 1:
-            values = values[:, :, 0]
-        blocks.append(Block(side=CANDIDATE, names=(feature.name,), values=values))
-    return RawRequest(n_candidates=n, blocks=blocks)
+            values = values.astype(np.int64)
+        columns[feature.name] = np.ascontiguousarray(values[:, 0] if feature.width == 1 else values)
+    return columns
 
 
-def check(model: Model, serve: Callable[[Path], Scorer]) -> Result:
-    """Build one model and score its recorded inputs."""
+def check(
+    chosen: Sequence[Model], serve: Serve, progress: Callable[[str], None] = lambda _: None
+) -> list[Result]:
+    """Build models and score their recorded inputs; return the results in the models' order."""
+    results: dict[str, Result] = {}
+    for first in range(0, len(chosen), TOGETHER):
+        with tempfile.TemporaryDirectory() as folder:
+            built = []
+            for i, model in enumerate(chosen[first : first + TOGETHER]):
+                progress(f"{first + i + 1}/{len(chosen)} {model.name}")
+                made = build(model, Path(folder, f"m{i}"))
+                if isinstance(made, Built):
+                    built.append(made)
+                else:
+                    results[model.name] = made
+            progress(f"scoring {len(built)} models")
+            results |= {result.name: result for result in _score(built, serve)}
+    return [results[model.name] for model in chosen]
+
+
+def build(model: Model, path: Path) -> Built | Result:
+    """Build a model's bundle at ``path``; what went wrong is told by the result."""
     start = time.perf_counter()
-    result = Result(name=model.name)
     try:
         cases = read_cases(model.io)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "bundle"
-            options = BuildOptions(infer=True, shapes=row_shapes(cases))
-            manifest = build_bundle(model.file, None, path, options)
-            result = attrs.evolve(
-                result, tables_cut=len(manifest.tables), kept=manifest.kept, cases=len(cases)
-            )
-            scorer = serve(path)
-            try:
-                result = _compare(model, manifest, load_bundle(path), cases, scorer, result)
-            finally:
-                scorer.close()
+        options = BuildOptions(infer=True, shapes=row_shapes(cases))
+        manifest = build_bundle(model.file, None, path, options)
+        features = load_spec(load_bundle(path).spec_path, tables=False).features
     except Exception as error:  # a model's failure is reported, and the others run
-        result = attrs.evolve(result, problem=f"{type(error).__name__}: {error}")
-    return attrs.evolve(result, seconds=time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return Result(name=model.name, seconds=seconds, problem=_describe(error))
+    result = Result(
+        name=model.name,
+        tables_cut=len(manifest.tables),
+        kept=manifest.kept,
+        cases=len(cases),
+        seconds=time.perf_counter() - start,
+    )
+    return Built(
+        model=model, path=path, manifest=manifest, features=features, cases=cases, result=result
+    )
 
 
-def _compare(
-    model: Model,
-    manifest: Manifest,
-    bundle: Bundle,
-    cases: Mapping[str, Case],
-    scorer: Scorer,
-    result: Result,
-) -> Result:
-    features = load_spec(bundle.spec_path, tables=False).features
+def _score(built: Sequence[Built], serve: Serve) -> list[Result]:
+    """Score models that are served together; where that fails, find out which are to blame."""
+    if not built:
+        return []
+    try:
+        with serve({each.path.name: each.path for each in built}) as score:
+            return [_compare(each, score) for each in built]
+    except NotReady as error:
+        blamed = [each for each in built if f"executor-{each.path.name}" in error.died]
+        if len(built) == 1:
+            blamed = list(built)
+        results = [attrs.evolve(each.result, problem=_describe(error)) for each in blamed]
+    others = [each for each in built if each not in blamed]
+    if blamed:
+        return [*results, *_score(others, serve)]
+    half = len(built) // 2
+    return [*_score(built[:half], serve), *_score(built[half:], serve)]
+
+
+def _compare(built: Built, score: Scorer) -> Result:
+    start = time.perf_counter()
+    model = built.model
     max_abs: dict[int, float] = {}
     max_rel: dict[int, float] = {}
     problem = ""
-    for name, case in cases.items():
-        request = raw_request(features, case.inputs)
-        scores = scorer.scores(request)
-        n = request.n_candidates
-        for output in manifest.outputs:
-            want = case.outputs[output.name].astype(np.float64)
-            got = scores[:, output.offset : output.offset + output.width]
-            if want.shape != (n, *output.shape):
-                problem = f"{name}: {output.name} is {want.shape}, not {(n, *output.shape)}"
-                continue
-            got = got.reshape(want.shape)
-            difference = np.abs(got - want)
-            if not np.allclose(got, want, rtol=model.rtol, atol=model.atol, equal_nan=True):
-                problem = f"{name}: {output.name} differs by {difference.max():.3g}"
-            max_abs[n] = max(max_abs.get(n, 0.0), float(difference.max(initial=0.0)))
-            relative = difference / np.maximum(np.abs(want), model.atol)
-            max_rel[n] = max(max_rel.get(n, 0.0), float(relative.max(initial=0.0)))
-    return attrs.evolve(result, max_abs=max_abs, max_rel=max_rel, problem=problem)
+    try:
+        for name, case in built.cases.items():
+            columns = columns_of(built.features, case.inputs)
+            n = {len(column) for column in columns.values()}.pop()
+            scores = score(built.path.name, columns, n)
+            for output in built.manifest.outputs:
+                want = case.outputs[output.name].astype(np.float64)
+                if want.shape != (n, *output.shape):
+                    problem = f"{name}: {output.name} is {want.shape}, not {(n, *output.shape)}"
+                    continue
+                got = scores[output.name].reshape(want.shape)
+                difference = np.abs(got - want)
+                if not np.allclose(got, want, rtol=model.rtol, atol=model.atol, equal_nan=True):
+                    problem = f"{name}: {output.name} differs by {difference.max():.3g}"
+                max_abs[n] = max(max_abs.get(n, 0.0), float(difference.max(initial=0.0)))
+                relative = difference / np.maximum(np.abs(want), model.atol)
+                max_rel[n] = max(max_rel.get(n, 0.0), float(relative.max(initial=0.0)))
+    except Exception as error:  # a model's failure is reported, and the others run
+        problem = _describe(error)
+    return attrs.evolve(
+        built.result,
+        max_abs=max_abs,
+        max_rel=max_rel,
+        problem=problem,
+        seconds=built.result.seconds + time.perf_counter() - start,
+    )
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def table(results: Sequence[Result]) -> Iterator[str]:
@@ -241,29 +327,29 @@ def table(results: Sequence[Result]) -> Iterator[str]:
             yield f"{result.name}: {what}: {kept.name} {list(kept.shape)}: {kept.reason}"
 
 
-def main(
-    arguments: Sequence[str] | None = None, serve: Callable[[Path], Scorer] = in_process
-) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run a whole zoo; return the exit status."""
     parser = argparse.ArgumentParser(prog="tests.zoo", description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=ZOO)
     parser.add_argument("--only", default="", metavar="REGEX")
+    parser.add_argument("--in-process", action="store_true", help="without a node and a client")
     options = parser.parse_args(arguments)
     try:
         chosen = models(options.folder, options.only)
     except (OSError, ValueError, KeyError) as error:
         sys.stderr.write(f"tests.zoo: {options.folder} is not a zoo: {error!r}\n")
         return 2
-    results = []
-    for i, model in enumerate(chosen):
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\033[K{i + 1}/{len(chosen)} {model.name}")
-        results.append(check(model, serve))
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\033[K")
+    results = check(chosen, in_process if options.in_process else served, _progress)
+    _progress("")
     passed = sum(result.ok for result in results)
     sys.stdout.write("\n".join([*table(results), f"{passed} of {len(results)} pass"]) + "\n")
     return 0 if results and passed == len(results) else 1
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\033[K{text}")
+        sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ LEFT = POOLED.replace("y =", "s =") + "\nb = ArgMax<axis=1, keepdims=0>(s)\ny = 
 def test_a_zoo_that_passes_prints_its_table_and_exits_with_0(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert zoo.main([str(make_zoo(tmp_path, POOLED))]) == 0
+    assert zoo.main([str(make_zoo(tmp_path, POOLED)), "--in-process"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["model", "cases"]
     assert lines[1].split()[:2] == ["toy.made", "2"]
@@ -71,7 +71,7 @@ def test_a_zoo_that_passes_prints_its_table_and_exits_with_0(
 def test_a_table_left_behind_fails_and_is_listed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert zoo.main([str(make_zoo(tmp_path, LEFT))]) == 1
+    assert zoo.main([str(make_zoo(tmp_path, LEFT)), "--in-process"]) == 1
     out = capsys.readouterr().out
     assert "FAIL" in out
     assert "toy.made: LEFT: u [4, 4]: indexed by 'b'" in out
@@ -82,7 +82,7 @@ def test_outputs_that_differ_fail(tmp_path: Path, capsys: pytest.CaptureFixture[
     arrays = dict(np.load(folder / "io" / "toy.npz"))
     arrays["b37_0/out/y"][5] += 1
     np.savez(folder / "io" / "toy.npz", **arrays)
-    assert zoo.main([str(folder)]) == 1
+    assert zoo.main([str(folder), "--in-process"]) == 1
     assert "toy.made: b37_0: y differs by 1" in capsys.readouterr().out
 
 
@@ -91,7 +91,7 @@ def test_a_model_that_cannot_be_read_fails_and_the_others_run(
 ) -> None:
     folder = make_zoo(tmp_path, POOLED)
     (folder / "models" / "toy.made.onnx").write_bytes(b"damaged")
-    assert zoo.main([str(folder)]) == 1
+    assert zoo.main([str(folder), "--in-process"]) == 1
     assert "toy.made: GraphError: " in capsys.readouterr().out
 
 
@@ -117,4 +117,4 @@ def test_a_model_of_each_kind_equals_its_recorded_outputs(name: str) -> None:
 def test_every_model_of_the_zoo_equals_its_recorded_outputs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert zoo.main([]) == 0, capsys.readouterr().out
+    assert zoo.main(["--in-process"]) == 0, capsys.readouterr().out

@@ -23,7 +23,15 @@ STOP_S = 20.0
 
 
 class NotReady(Exception):
-    """The node did not start; the message is what it printed."""
+    """The node did not start.
+
+    Attributes:
+        died: Names of the actors that died at start.
+    """
+
+    def __init__(self, message: str, died: frozenset[str]) -> None:
+        super().__init__(message)
+        self.died = died
 
 
 @attrs.frozen(eq=False)
@@ -108,7 +116,7 @@ def serving(
         folder: For the cluster file and what the node prints.
 
     Raises:
-        NotReady: It ended, or took more than ``START_S``.
+        NotReady: It ended, one of its actors died, or it took more than ``START_S``.
     """
     address = f"tcp://127.0.0.1:{_free_port()}"
     text = cluster_text(models, address, n_shards=n_shards, gateway=gateway, executor=executor)
@@ -136,9 +144,15 @@ def serving(
 
 def _wait_ready(node: Node) -> None:
     deadline = time.monotonic() + START_S
-    while "ready" not in node.out.read_text().splitlines():
-        if node.process.poll() is not None or time.monotonic() > deadline:
-            raise NotReady(" ".join(node.out.read_text().split()))
+    while True:
+        lines = node.out.read_text().splitlines()
+        died = frozenset(line.split(":")[0] for line in lines if ": died, " in line)
+        if died or node.process.poll() is not None or time.monotonic() > deadline:
+            # Of a traceback, the line that says what went wrong.
+            told = [line for line in lines if "rror: " in line or "Failed: " in line]
+            raise NotReady(" ".join(told or lines), died)
+        if "ready" in lines:
+            return
         time.sleep(0.02)
 
 
