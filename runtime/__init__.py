@@ -10,7 +10,8 @@ Reading order:
 * ``node.py``, the command line; ``foreground.py``, one node; ``launch.py``, a cluster of them;
   ``compose.py``, where the names of classes become actors; ``reports.py``, what nodes tell.
 * ``service.py``: the actors inside somebody else's Python service.
-* ``window.py``, ``launch_time.py``: when a TensorBatch closes. ``metrics.py``: what is counted.
+* ``admission.py``: how many requests are let in. ``window.py``, ``launch_time.py``: when a
+  TensorBatch closes. ``lanes.py``: the threads that run it. ``metrics.py``: what is counted.
 * ``bench/``: ``python -m runtime.bench``.
 
 An actor's failure goes up: to its supervisor, which replaces the actor; when that is in vain, to
