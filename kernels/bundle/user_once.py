@@ -65,7 +65,7 @@ _UNARY: Final = frozenset(
         "Softsign",
         "Sqrt",
         "Tanh",
-        "ThresholdedRelu.split(",
+        "ThresholdedRelu",
     ]
 )
 _BINARY: Final = frozenset(
@@ -88,7 +88,7 @@ _BINARY: Final = frozenset(
         "Sub",
         "Sum",
         "Where",
-        "Xor.split(",
+        "Xor",
     ]
 )
 _REDUCTIONS: Final = frozenset(
@@ -101,7 +101,7 @@ _REDUCTIONS: Final = frozenset(
         "ReduceMin",
         "ReduceProd",
         "ReduceSum",
-        "ReduceSumSquare.split(",
+        "ReduceSumSquare",
     ]
 )
 
@@ -260,10 +260,7 @@ class _Rewrite:
             axes = self._integers(node.input[3])
             return axes is not None and 0 not in _positive(axes, rank)
         if op == "Reshape":
-            target = self._integers(node.input[1])
-            return (
-                target is not None and target[:1] == [-1] and all(each > 0 for each in target[1:])
-            )
+            return self._keeps_rows(node)
         if op == "Flatten":
             return bool(attribute(node, "axis", 1) == 1)
         if op == "Transpose":
@@ -274,6 +271,18 @@ class _Rewrite:
             weight = self._constants.get(node.input[1])
             return rank > 1 and weight is not None and weight.ndim == 2
         return False
+
+    def _keeps_rows(self, node: onnx.NodeProto) -> bool:
+        """Whether a Reshape to ``[-1, ...]`` gives one row for each that it takes."""
+        before, target = self._dims.get(node.input[0]), self._integers(node.input[1])
+        if before is None or target is None or target[:1] != [-1]:
+            return False
+        size = _product(before[1:])
+        return (
+            size is not None
+            and all(each > 0 for each in target[1:])
+            and (_product(target[1:]) == size)
+        )
 
     def _broadcasts_rows(self, node: onnx.NodeProto) -> bool:
         """Whether every operand has the rows in its first dimension, or broadcasts over them."""
@@ -379,7 +388,7 @@ class _Rewrite:
     def _reshape(self, node: onnx.NodeProto, value: Join) -> Value | None:
         """Cut columns into fields, or lay fields side by side: a join along axis 1 stays one."""
         before, target = self._dims.get(node.input[0]), self._integers(node.input[1])
-        if before is None or target is None or value.axis != 1 or target[:1] != [-1]:
+        if before is None or target is None or value.axis != 1 or not self._keeps_rows(node):
             return None
         if len(before) == 2 and _product(target[1:-1]) == 1:
             return self._reshape_parts(node, value, target[1:-1], [], list(value.sizes))

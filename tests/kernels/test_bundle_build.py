@@ -367,3 +367,34 @@ def test_a_description_and_a_picture_show_tables_lookups_and_ops(tmp_path: Path)
     root = ET.fromstring(draw(built.bundle))
     words = [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"a<b>&", "item", "price", "t", "Softmax", "y: 9 a row"} <= set(words)
+
+
+@pytest.mark.parametrize("side", ["user", "candidate"])
+def test_fields_that_become_rows_of_a_product_stay_with_their_row(
+    tmp_path: Path, side: str
+) -> None:
+    body = """
+        a = Gather(t, past)
+        b = Gather(t, item)
+        b3 = Unsqueeze(b, axis)
+        both = Concat<axis=1>(a, b3)
+        fields = Reshape(both, flat)
+        made = MatMul(fields, w)
+        r = Relu(made)
+        y = Reshape(r, wide)
+    """
+    constants = {
+        "t": table(ROWS),
+        "w": table(4, 3, seed=6),
+        "axis": np.asarray([1], np.int64),
+        "flat": np.asarray([-1, 4], np.int64),
+        "wide": np.asarray([-1, 21], np.int64),
+    }
+    signature = "(int64[B,6] past, int64[B] item) => (float[B,21] y)"
+    path = write_model(tmp_path / "m.onnx", signature, body, constants)
+    spec = SIDES[: SIDES.index("[features.price]")].replace(
+        'side = "candidate"', f'side = "{side}"'
+    )
+    built = build(path, spec)
+    past = np.repeat(ids(3, LENGTH, rows=ROWS), [1, 5, 3], axis=0)
+    built.agrees({"past": past, "item": ids(9, rows=ROWS)})
