@@ -156,6 +156,10 @@ class Engine:
             self._refuse_of(key.join, [key.position], "deadline", "no time left to run it")
         self._metrics.count("forgotten", self._joins.expire(now))
 
+    def predict(self, window: Window[Work]) -> float:
+        """Return the seconds that a window's launch takes on average."""
+        return self._policy.predict(window.n_rows)
+
     def wake_at(self, now: float) -> float | None:
         """Return when ``windows`` has something to do again if nothing happens before, or None."""
         times = (self._policy.wake_at(now), self._joins.next_deadline())

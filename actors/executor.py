@@ -9,6 +9,7 @@ import math
 
 import attrs
 import numpy as np
+import outcome
 import trio
 from attrs.validators import ge, instance_of
 from numpy.typing import NDArray
@@ -42,6 +43,9 @@ log = logging.getLogger(__name__)
 
 # Messages taken from the mailbox at a time.
 _RECEIVE_MOST = 256
+# A launch that is predicted to be shorter runs in the event loop: handing it to its lane's thread
+# and back costs 0.1 to 0.4 ms of the processor's time.
+_INLINE_S = 0.0004
 
 
 @attrs.frozen(kw_only=True)
@@ -159,9 +163,12 @@ class Executor:
             run = functools.partial(
                 engine.dense.run, window.lane, len(window.slices), window.n_rows
             )
-            self._lanes.submit(
-                window.lane, run, functools.partial(self._launched, engine, window, now)
-            )
+            if engine.predict(window) < _INLINE_S:
+                self._finish(engine, window, trio.current_time(), outcome.capture(run))
+            else:
+                self._lanes.submit(
+                    window.lane, run, functools.partial(self._launched, engine, window, now)
+                )
         wake_at = engine.wake_at(now)
         self._timer.deadline = math.inf if wake_at is None else wake_at
         self._pumped.set()
@@ -174,6 +181,16 @@ class Executor:
         result: Outcome[NDArray[np.float32]],
     ) -> None:
         """Answer a window's requests, and launch what the idle lane makes room for."""
+        self._finish(engine, window, launched, result)
+        self._pump(engine)
+
+    def _finish(
+        self,
+        engine: Engine,
+        window: Window[Work],
+        launched: float,
+        result: Outcome[NDArray[np.float32]],
+    ) -> None:
         try:
             scores = result.unwrap()
         except KernelsError as error:
@@ -181,7 +198,6 @@ class Executor:
             engine.failed(window, str(error))
         else:
             engine.done(window, scores, launched, trio.current_time())
-        self._pump(engine)
 
     async def _tick(self, engine: Engine) -> None:
         """Pump whenever the timer runs out; ``_pump`` sets it."""
