@@ -37,6 +37,7 @@ _TYPES: Final = {
     "request_of_row": "tensor(int64)",
 }
 _OUTPUT: Final = "scores"
+_RECURRENT: Final = frozenset({"GRU", "LSTM", "RNN"})
 # For whole cache lines and the widest vectors.
 _ALIGNMENT: Final = 64
 _ERRORS_ONLY: Final = 3
@@ -78,27 +79,31 @@ class HostExecutor:
         self._max_requests = max_requests
         self._n_outputs = sum(output.width for output in manifest.outputs)
         widths = {"user": manifest.user.width, "candidate": manifest.candidate.width}
+        # One more than a launch takes: room for the companion.
         self._stagings = [
             Staging(
-                _zeros((max_requests, widths["user"]), np.float32),
-                _zeros((max_rows, widths["candidate"]), np.float32),
-                _zeros((max_rows,), np.int64),
+                _zeros((max_requests + 1, widths["user"]), np.float32),
+                _zeros((max_rows + 1, widths["candidate"]), np.float32),
+                _zeros((max_rows + 1,), np.int64),
             )
             for _ in range(n_lanes)
         ]
-        self._least = 1
+        self._lent = [
+            Staging(each.user[:-1], each.candidate[:-1], each.request_of_row[:-1])
+            for each in self._stagings
+        ]
+        self._sample = bundle.sample()
+        self._companions = 0
         self._session: Any = _open_session(bundle, n_threads)
         # A graph without user features has no such input.
         self._inputs = _checked_inputs(self._session, str(bundle.path), widths)
         try:
-            # Zeros may not do: a recurrence over sequences that are all empty ends the process.
-            user, candidate = bundle.sample()
             for lane, staging in enumerate(self._stagings):
-                staging.user[:], staging.candidate[:] = user, candidate
+                staging.user[:], staging.candidate[:] = self._sample
                 self.run(lane, max_requests, max_rows)
+            self._companions = self._count_companions(bundle)
         except LaunchFailed as error:
             raise BundleError(f"{bundle.path}: dense.onnx: {error}") from error
-        self._least = 1 if min(max_requests, max_rows) < 2 else self._find_least()
 
     @property
     def n_lanes(self) -> int:
@@ -127,7 +132,7 @@ class HostExecutor:
 
     def staging(self, lane: int) -> Staging:
         """Return the buffers of a lane. They belong to the caller while the lane is idle."""
-        return self._stagings[lane]
+        return self._lent[lane]
 
     def run(self, lane: int, n_requests: int, n_rows: int) -> NDArray[np.float32]:
         """Run what was staged, in this thread; other lanes may run at the same time.
@@ -141,15 +146,12 @@ class HostExecutor:
         if self._session is None:
             raise LaunchFailed(f"{self._model}: the executor is closed")
         staging = self._stagings[lane]
-        least = self._least
-        if n_requests < least:
-            staging.user[n_requests:least] = staging.user[0]
-        if n_rows < least:
-            staging.candidate[n_rows:least] = staging.candidate[0]
-            staging.request_of_row[n_rows:least] = staging.request_of_row[0]
-        n_run = max(n_rows, least)
+        if self._companions:
+            staging.user[n_requests], staging.candidate[n_rows] = self._sample
+            staging.request_of_row[n_rows] = n_requests
+        n_run = n_rows + self._companions
         arrays = {
-            "user": staging.user[: max(n_requests, least)],
+            "user": staging.user[: n_requests + self._companions],
             "candidate": staging.candidate[:n_run],
             "request_of_row": staging.request_of_row[:n_run],
         }
@@ -183,16 +185,21 @@ class HostExecutor:
             times.append((n_rows, time.perf_counter() - start))
         return times
 
-    def _find_least(self) -> int:
-        """Return the fewest rows of a launch: 2 where a graph squeezes a batch axis of 1 away.
+    def _count_companions(self, bundle: Bundle) -> int:
+        """Return how many rows that nobody asked for each launch needs: 1 or 0.
 
-        Smaller launches repeat their first row.
+        Some graphs squeeze a batch axis of 1 away and fail on one row alone. And ONNX Runtime 1.32
+        ends the process where all sequences that a GRU runs over are empty, which a client could
+        bring about. The bundle's sample row, whose sequences are not, keeps such launches company.
         """
+        nodes = onnx.load_from_string(bundle.dense_model()).graph.node
+        if any(node.op_type in _RECURRENT for node in nodes):
+            return 1
         try:
             self.run(0, 1, 1)
         except LaunchFailed:
-            return 2
-        return 1
+            return 1
+        return 0
 
     def close(self) -> None:
         """Free the session. No launch may be under way."""

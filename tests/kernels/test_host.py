@@ -231,3 +231,16 @@ def test_a_graph_that_gives_scores_of_another_shape_is_an_error(tmp_path: Path) 
 def test_sizes_below_one_are_errors(bundle: Bundle) -> None:
     with pytest.raises(ValueError, match="max_rows=0"):
         HostExecutor(bundle, max_rows=0)
+
+
+def test_a_graph_that_fails_on_one_row_alone_gets_a_companion(tmp_path: Path) -> None:
+    squeezed = [  # rank 2 from two rows on, rank 1 for a row alone, which Transpose refuses
+        *two_outputs("both"),
+        helper.make_node("Squeeze", ["both"], ["squeezed"]),
+        helper.make_node("Transpose", ["squeezed"], ["turned"], perm=[1, 0]),
+        helper.make_node("Transpose", ["turned"], ["scores"], perm=[1, 0]),
+    ]
+    executor = HostExecutor(write_bundle(tmp_path, squeezed), max_rows=8, max_requests=2)
+    for n_rows in (1, 2, 8):
+        want = stage(executor, 0, 1, n_rows, seed=n_rows)
+        np.testing.assert_allclose(executor.run(0, 1, n_rows), want, rtol=1e-5, atol=1e-5)

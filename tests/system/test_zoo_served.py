@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kernels.bundle.build import BuildOptions, build_bundle
 from tests import zoo
 from tests.system.cluster_help import NotReady
 
@@ -58,3 +61,19 @@ def test_models_that_cannot_be_served_are_reported_and_the_others_run() -> None:
     assert first.problem == "NotReady: m0 is bad"
     assert second.ok
     assert third.problem == "NotReady: one is bad"
+
+
+@needs_zoo
+def test_sequences_that_are_all_empty_do_not_end_the_executor(tmp_path: Path) -> None:
+    [model] = zoo.models(zoo.ZOO, "deepctr_DIEN_GRU.legacy")
+    build_bundle(model.file, None, tmp_path / "bundle", BuildOptions(infer=True))
+    script = (
+        "import sys; from pathlib import Path; from kernels.bundle.load import load_bundle;"
+        "from kernels.host import HostExecutor;"
+        "executor = HostExecutor(load_bundle(Path(sys.argv[1])), max_rows=8, max_requests=2);"
+        "staging = executor.staging(0); staging.user[:] = 0; staging.candidate[:] = 0;"
+        "staging.request_of_row[:] = 0; print(executor.run(0, 1, 5).shape)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "bundle")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stdout.strip()) == (0, "(5, 1)"), ran.stderr
