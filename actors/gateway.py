@@ -69,6 +69,9 @@ class GatewayOptions:
             they are above a lower one, if more in flight would mean late answers
             (``runtime.admission``).
         max_candidates: The most candidates that a request may have.
+        gather_us: While others are in flight, how long arriving requests gather before they are
+            parsed together, in microseconds. A batch costs about 0.3 ms whatever its size, so this
+            buys throughput; a request that finds the gateway idle never waits.
         max_batch_rows: A batch is closed once it has that many rows, so that one batch does not
             hold the others up for long.
     """
@@ -76,6 +79,7 @@ class GatewayOptions:
     listen: str | None = attrs.field(default=None, validator=optional(instance_of(str)))
     max_in_flight: int = attrs.field(default=4096, validator=[instance_of(int), ge(1)])
     max_candidates: int = attrs.field(default=50_000, validator=[instance_of(int), ge(1)])
+    gather_us: int = attrs.field(default=1000, validator=[instance_of(int), ge(0)])
     max_batch_rows: int = attrs.field(default=8192, validator=[instance_of(int), ge(1)])
 
 
@@ -161,6 +165,8 @@ class Gateway:
                 else:
                     self._serve_other(message, identity, nursery)
             self._admit(arrivals)
+            if self._flight.n_requests and self._options.gather_us:
+                await trio.sleep(self._options.gather_us * 1e-6)
 
     async def _serve_mailbox(self, mailbox: Mailbox, nursery: trio.Nursery) -> None:
         while envelopes := await mailbox.receive_batch(_RECEIVE_MOST):
