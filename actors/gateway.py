@@ -79,7 +79,7 @@ class GatewayOptions:
     listen: str | None = attrs.field(default=None, validator=optional(instance_of(str)))
     max_in_flight: int = attrs.field(default=4096, validator=[instance_of(int), ge(1)])
     max_candidates: int = attrs.field(default=50_000, validator=[instance_of(int), ge(1)])
-    gather_us: int = attrs.field(default=1000, validator=[instance_of(int), ge(0)])
+    gather_us: int = attrs.field(default=2000, validator=[instance_of(int), ge(0)])
     max_batch_rows: int = attrs.field(default=8192, validator=[instance_of(int), ge(1)])
 
 
