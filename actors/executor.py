@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import math
 
@@ -19,6 +18,7 @@ from actors.engine import Engine, Work
 from actors.join import BlockLayout
 from actors.options import read_options
 from actors.scatter import shard_layouts
+from actors.usual import answer_usual
 from kernels.bundle.load import load_bundle
 from kernels.errors import KernelsError
 from kernels.host import HostExecutor
@@ -31,12 +31,8 @@ from runtime.window import Window, WindowPolicy
 from transport.errors import Overloaded, Unavailable
 from transport.messages import (
     Batch,
-    Ping,
-    Pong,
     RowsPart,
     ScoresBatch,
-    StatsReply,
-    StatsRequest,
 )
 
 log = logging.getLogger(__name__)
@@ -144,17 +140,8 @@ class Executor:
             engine.begin(message, envelope.received_at)
         elif isinstance(message, RowsPart):
             engine.add(message, envelope.received_at)
-        elif envelope.reply is None:
-            self._metrics.count("strays")
-        elif isinstance(message, Ping):
-            envelope.reply(Pong(request_id=message.request_id, status="ready"))
-        elif isinstance(message, StatsRequest):
-            stats = json.dumps(self._metrics.snapshot())
-            envelope.reply(StatsReply(request_id=message.request_id, stats=stats))
-            if message.reset:
-                self._metrics.reset()
         else:
-            self._metrics.count("strays")
+            answer_usual(envelope, self._metrics)
 
     def _pump(self, engine: Engine) -> None:
         """Launch what is to run now, and set the timer for what comes next."""

@@ -6,7 +6,6 @@ sides derive from the bundle and the number of shards.
 
 from __future__ import annotations
 
-import json
 import logging
 
 import attrs
@@ -15,6 +14,7 @@ import trio
 
 from actors.options import read_options
 from actors.scatter import shard_layouts
+from actors.usual import answer_usual
 from kernels.bundle.load import load_bundle
 from kernels.lookup import PooledLookup
 from runtime.actor import Context, Envelope
@@ -24,12 +24,8 @@ from transport.errors import Overloaded, Unavailable
 from transport.messages import (
     ERROR_CODES,
     LookupBatch,
-    Ping,
-    Pong,
     RowsPart,
     ScoresBatch,
-    StatsReply,
-    StatsRequest,
 )
 
 log = logging.getLogger(__name__)
@@ -107,17 +103,8 @@ class EmbeddingShard:
                 self._metrics.count("expired")
                 return
             self._send(message, await self._look_up(message, envelope.received_at))
-        elif envelope.reply is None:
-            self._metrics.count("strays")
-        elif isinstance(message, Ping):
-            envelope.reply(Pong(request_id=message.request_id, status="ready"))
-        elif isinstance(message, StatsRequest):
-            stats = json.dumps(self._metrics.snapshot())
-            envelope.reply(StatsReply(request_id=message.request_id, stats=stats))
-            if message.reset:
-                self._metrics.reset()
         else:
-            self._metrics.count("strays")
+            answer_usual(envelope, self._metrics)
 
     async def _look_up(self, batch: LookupBatch, received_at: float) -> RowsPart:
         held = self._models.get(batch.model)
