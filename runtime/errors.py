@@ -2,23 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-from transport.errors import (
-    DeadlineExceeded,
-    InternalError,
-    InvalidRequest,
-    Overloaded,
-    RequestError,
-    Unavailable,
-)
-from transport.messages import ErrorReply
-
-_BY_CODE: Final[dict[str, type[RequestError]]] = {
-    error.code: error
-    for error in (InvalidRequest, Overloaded, DeadlineExceeded, Unavailable, InternalError)
-}
-
 
 class NodeError(Exception):
     """Base of everything that ``runtime`` raises on purpose, refusals of a request aside."""
@@ -55,8 +38,3 @@ class ActorDied(NodeError):
     def __init__(self, actor: str, how: str) -> None:
         super().__init__(f"{actor}: {how}")
         self.actor = actor
-
-
-def error_of(reply: ErrorReply) -> RequestError:
-    """Return the exception that an ``ErrorReply`` stands for, ready to be raised."""
-    return _BY_CODE.get(reply.code, InternalError)(reply.message, reply.field)

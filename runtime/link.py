@@ -22,7 +22,6 @@ from typing import Any, Final
 import trio
 import zmq
 
-from runtime.errors import error_of
 from runtime.liveness import Liveness
 from runtime.metrics import Metrics
 from transport.codec import Packet, decode, encode
@@ -32,6 +31,7 @@ from transport.errors import (
     RequestError,
     SocketClosed,
     Unavailable,
+    error_of,
 )
 from transport.messages import ErrorReply, Message, Ping, Pong
 from transport.sockets import DealerSocket, Frame, Sent, SocketOptions
@@ -236,7 +236,10 @@ class Link:
                 deliver(message)
         elif packet.to and isinstance(message, ErrorReply):
             until = trio.current_time() + _PUSH_BACK_S
-            self._push_back[packet.to] = (until, error_of(message))
+            self._push_back[packet.to] = (
+                until,
+                error_of(message.code, message.message, message.field),
+            )
         elif isinstance(message, Pong):
             incarnation = message.request_id
             self._n_beats = 0

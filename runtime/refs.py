@@ -10,9 +10,8 @@ from __future__ import annotations
 import trio
 
 from runtime.actor import Envelope
-from runtime.errors import error_of
 from runtime.mailbox import Mailbox
-from transport.errors import DeadlineExceeded
+from transport.errors import DeadlineExceeded, error_of
 from transport.messages import ErrorReply, Message
 
 
@@ -42,7 +41,7 @@ class Answer:
         if self._message is None:
             raise DeadlineExceeded(f"{name}: no answer within {budget * 1e3:g} ms")
         if isinstance(self._message, ErrorReply):
-            raise error_of(self._message)
+            raise error_of(self._message.code, self._message.message, self._message.field)
         return self._message
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,28 @@ def test_imports_point_downwards(package: str) -> None:
 def test_kernels_know_no_event_loop() -> None:
     for path in (ROOT / "kernels").rglob("*.py"):
         assert not imported(path) & {"trio", "zmq", "asyncio", "msgpack"}, path
+
+
+def test_every_module_imports_without_a_driver() -> None:
+    """No module asks for ``libcuda`` or for CUDA's packages when it is imported."""
+    files = [path.relative_to(ROOT) for name in MAY_IMPORT for path in (ROOT / name).rglob("*.py")]
+    names = [".".join(file.with_suffix("").parts) for file in files if file.name != "__main__.py"]
+    script = (
+        "import ctypes, importlib, sys\n"
+        "def refuse(name, *rest, load=ctypes.CDLL.__init__, **options):\n"
+        "    assert 'libcuda' not in str(rest[:1]), rest\n"
+        "    return load(name, *rest, **options)\n"
+        "ctypes.CDLL.__init__ = refuse\n"
+        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] == 'cuda']\n"
+    )
+    # The MOSEC peer of the benchmark needs MOSEC.
+    names = [name.removesuffix(".__init__") for name in names if not name.endswith("peer_mosec")]
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *names],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 
 class TransportError(Exception):
     """Base of everything that ``transport`` raises on purpose."""
@@ -74,3 +76,14 @@ class AddressError(TransportError):
 
 class SocketClosed(TransportError):
     """Our side closed the socket or the client: stop using it."""
+
+
+_BY_CODE: Final[dict[str, type[RequestError]]] = {
+    error.code: error
+    for error in (InvalidRequest, Overloaded, DeadlineExceeded, Unavailable, InternalError)
+}
+
+
+def error_of(code: str, message: str, field: str = "") -> RequestError:
+    """Return the exception that an error reply's code stands for, ready to be raised."""
+    return _BY_CODE.get(code, InternalError)(message, field)

@@ -35,16 +35,6 @@ Question: TypeAlias = ScoreRequest | ModelsRequest | Ping | StatsRequest
 _Answer = TypeVar("_Answer")
 
 _MAX_BUDGET_S: Final = 3600.0
-_ERRORS: Final[dict[str, type[errors.RequestError]]] = {
-    kind.code: kind
-    for kind in (
-        errors.InvalidRequest,
-        errors.Overloaded,
-        errors.DeadlineExceeded,
-        errors.Unavailable,
-        errors.InternalError,
-    )
-}
 
 
 @attrs.frozen(eq=False)
@@ -211,7 +201,7 @@ def expect(answer: Message | errors.TransportError, kind: type[_Answer]) -> _Ans
         # One failure may be that of many requests, each of which adds its traceback.
         raise copy.copy(answer)
     if isinstance(answer, ErrorReply):
-        raise _ERRORS[answer.code](answer.message, answer.field)
+        raise errors.error_of(answer.code, answer.message, answer.field)
     raise errors.RemoteProtocolError(f"want a {kind.__name__}, got a {type(answer).__name__}")
 
 
@@ -233,5 +223,5 @@ def read_answer(
         kind = type(answer).__name__
         return None, errors.RemoteProtocolError(f"{address}: a {kind} is not for clients")
     if request_id == 0 and isinstance(answer, ErrorReply):
-        return None, _ERRORS[answer.code](answer.message, answer.field)
+        return None, errors.error_of(answer.code, answer.message, answer.field)
     return request_id, answer

@@ -392,6 +392,8 @@ class _Rewrite:
             return None
         if node.op_type == "Gemm" and attribute(node, "transB", 0):
             weight = weight.T
+        # The bias is one row: it is added once, to the first of the user's parts.
+        bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 else ""
         parts: list[Part | Linear] = []
         start = 0
         for index, (part, size) in enumerate(zip(value.parts, value.sizes, strict=True)):
@@ -402,12 +404,10 @@ class _Rewrite:
                 continue
             output = f"{node.output[0]}/part{index}"
             self._emit("MatMul", [part.tensor, name], output)
+            if bias and isinstance(part, User):
+                self._emit("Add", [output, bias], f"{node.output[0]}/biased")
+                output, bias = f"{node.output[0]}/biased", ""
             parts.append(type(part)(output))
-        if node.op_type == "Gemm" and len(node.input) > 2 and node.input[2]:
-            at = next(i for i, part in enumerate(parts) if isinstance(part, User))
-            output = f"{node.output[0]}/biased"
-            self._emit("Add", [parts[at].tensor, node.input[2]], output)  # type: ignore[union-attr]
-            parts[at] = User(output)
         return Sum(tuple(parts))
 
     def _is_linear(self, node: onnx.NodeProto) -> bool:
