@@ -1,0 +1,6 @@
+"""The compiler's intermediate representation.
+
+Reading order: ``node.py`` (one node type and its ops), ``rules.py`` (what each op means: shape,
+numpy, CUDA), ``check.py`` (whether a graph is well formed), ``reference.py`` (the oracle),
+``onnx_import.py`` (a bundle's dense graph becomes nodes).
+"""

@@ -1,0 +1,155 @@
+"""What the compiler makes of a dense graph for one bucket: sources, launches, buffers, weights.
+
+A program is a plain value. ``kernels.nvrtc`` turns its sources into cubins, ``kernels.gpu`` puts it
+on a card; neither knows how it came about.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, TypeAlias
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Precision(enum.StrEnum):
+    """How values are stored between steps; sums are fp32 in each."""
+
+    FP16 = "fp16"
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+@attrs.frozen
+class Target:
+    """A card, as far as the compiler cares.
+
+    Attributes:
+        arch: For NVRTC: ``sm_80``, ``sm_90a`` or ``sm_100``.
+        n_sms: Multiprocessors.
+        shared_bytes: Shared memory that one block may have.
+    """
+
+    arch: str
+    n_sms: int
+    shared_bytes: int
+
+
+H100 = Target("sm_90a", 132, 232_448)
+A100 = Target("sm_80", 108, 166_912)
+B200 = Target("sm_100", 148, 232_448)
+TARGETS = {target.arch: target for target in (A100, H100, B200)}
+
+
+@attrs.frozen(order=True)
+class Bucket:
+    """A padded shape that a program is made for: at most so many rows and requests."""
+
+    rows: int
+    requests: int = 1
+
+
+class Role(enum.StrEnum):
+    """Who fills a buffer, and how it is laid out.
+
+    USER, CANDIDATE: ``input_dtype`` ``[requests, ld]`` and ``[rows, ld]``, copied from staging;
+    ``ld`` is the block's width rounded up to 8 elements, and columns past the width are zero.
+    REQUEST_OF_ROW: int32 ``[rows]``. COUNTS: int32 ``[2]``: rows and requests of this batch.
+    WEIGHTS: ``Program.weights``, written once. SCRATCH: a kernel's before another's, zeroed once.
+    SCORES: float32 ``[rows, n_outputs]``.
+    """
+
+    USER = "user"
+    CANDIDATE = "candidate"
+    REQUEST_OF_ROW = "request_of_row"
+    COUNTS = "counts"
+    WEIGHTS = "weights"
+    SCRATCH = "scratch"
+    SCORES = "scores"
+
+
+@attrs.frozen
+class Pointer:
+    """A kernel's argument: the address of a buffer, ``offset`` bytes in."""
+
+    role: Role
+    offset: int = 0
+
+
+Argument: TypeAlias = Pointer | int
+"""An address, or an int32 passed by value."""
+
+
+@attrs.frozen
+class Source:
+    """CUDA C++ text of one module; it includes headers of ``kernels/cuda``.
+
+    Attributes:
+        name: For messages and file names.
+        arch: What it is emitted for.
+    """
+
+    name: str
+    text: str
+    arch: str
+
+
+@attrs.frozen
+class Launch:
+    """One kernel launch.
+
+    Attributes:
+        source: Index into ``Program.sources``.
+        entry: The kernel's ``extern "C"`` name.
+        grid: Blocks; a multiple of ``cluster``.
+        block: Threads of a block.
+        cluster: Blocks of a cluster; 1 means none.
+        shared_bytes: Dynamic shared memory.
+        dependent: Launched with programmatic stream serialisation: it may start before the launch
+            ahead of it has ended, and waits in the kernel (``griddepcontrol.wait``).
+    """
+
+    source: int
+    entry: str
+    grid: tuple[int, int, int]
+    block: int
+    arguments: tuple[Argument, ...]
+    cluster: int = 1
+    shared_bytes: int = 0
+    dependent: bool = False
+
+
+@attrs.frozen(eq=False)
+class Program:
+    """Everything that one bucket needs on a card.
+
+    Attributes:
+        input_dtype: float16 or float32, of the USER and CANDIDATE buffers.
+        user_width, candidate_width: Columns of the blocks; 0 where a graph has no such input.
+        weights: Packed constants, one blob; offsets into it are 256-byte aligned.
+        scratch_bytes: Size of the SCRATCH buffer.
+        flops: Multiply-adds of the graph times two, for ``bucket.rows`` rows.
+        bytes_moved: The least bytes through device memory: inputs, weights and scores once.
+        notes: What ``kernels.show`` prints of how it came about, line by line.
+    """
+
+    bucket: Bucket
+    precision: Precision
+    input_dtype: np.dtype[Any]
+    user_width: int
+    candidate_width: int
+    n_outputs: int
+    sources: tuple[Source, ...]
+    launches: tuple[Launch, ...]
+    weights: NDArray[np.uint8]
+    scratch_bytes: int = 0
+    flops: int = 0
+    bytes_moved: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def leading_dimension(width: int) -> int:
+    """Return the columns of a block's row on the device: ``width`` up to a multiple of 8."""
+    return -(-width // 8) * 8
