@@ -78,8 +78,31 @@ class Pointer:
     offset: int = 0
 
 
-Argument: TypeAlias = Pointer | int
-"""An address, or an int32 passed by value."""
+@attrs.frozen
+class TensorMap:
+    """A kernel's argument: a 2-D tensor map of a row-major matrix of 16-bit elements, by value.
+
+    What ``cuTensorMapEncodeTiled`` takes; the kernel declares it ``const __grid_constant__``.
+
+    Attributes:
+        pointer: The matrix; 16-byte aligned.
+        rows, columns: Its size; what lies outside reads as zeros.
+        row_bytes: From one row to the next; a multiple of 16.
+        box_rows, box_columns: What one copy moves.
+        swizzle_bytes: 128, 64, 32, or 0 for none.
+    """
+
+    pointer: Pointer
+    rows: int
+    columns: int
+    row_bytes: int
+    box_rows: int
+    box_columns: int
+    swizzle_bytes: int = 128
+
+
+Argument: TypeAlias = Pointer | TensorMap | int
+"""An address, a tensor map, or an int32 passed by value."""
 
 
 @attrs.frozen

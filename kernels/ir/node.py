@@ -311,6 +311,10 @@ def const(array: NDArray[np.generic], name: str = "") -> Node:
         dtype = DType.BOOL
     elif np.issubdtype(array.dtype, np.integer):
         dtype = DType.INT
-    kind = {DType.FLOAT: np.float32, DType.INT: np.int64, DType.BOOL: np.bool_}[dtype]
-    held = np.ascontiguousarray(array.astype(kind, copy=False)).reshape(array.shape)
+    kind: type[np.generic] = {DType.FLOAT: np.float32, DType.INT: np.int64, DType.BOOL: np.bool_}[
+        dtype
+    ]
+    held: NDArray[np.generic] = np.ascontiguousarray(array.astype(kind, copy=False)).reshape(
+        array.shape
+    )
     return Node(Op.CONST, (), tuple(array.shape), dtype, Constant(held), name)
