@@ -38,3 +38,11 @@ class LookupFailed(KernelsError):
 
 class LaunchFailed(KernelsError):
     """A launch gave no scores: answer its requests with an error. Names the model."""
+
+
+class CudaError(KernelsError):
+    """The driver refused a call: fix what it was given, or free memory. Names the function."""
+
+
+class DeviceLost(KernelsError):
+    """CUDA cannot be used in this process any more: replace the process. Names the function."""

@@ -1,0 +1,7 @@
+"""Runs programs on a card: contexts, memory, captured launches, lanes, and the executor.
+
+Read ``device.py`` (cards, contexts, partitions), ``memory.py``, ``loaded.py`` (a program in a
+context, with its buffers), ``buckets.py`` (which padded shapes to have), ``lanes.py`` (a stream
+with its staging and a graph for each bucket), ``executor.py`` (what serves a model, behind the
+host executor's interface), ``mps.py`` (the daemon through which processes share a card).
+"""
