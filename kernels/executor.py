@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 import numpy as np
@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 class Staging:
     """A lane's input buffers: a window copies its parts in, ``DenseExecutor.run`` reads them.
 
+    Rows need not lie back to back. What is assigned is converted to the arrays' own dtypes.
+
     Attributes:
-        user: float32 ``[max_requests, user width]``.
-        candidate: float32 ``[max_rows, candidate width]``.
-        request_of_row: int64 ``[max_rows]``, index into ``user`` for each row.
+        user: float32 or float16 ``[max_requests, user width]``.
+        candidate: float32 or float16 ``[max_rows, candidate width]``.
+        request_of_row: int64 or int32 ``[max_rows]``, index into ``user`` for each row.
     """
 
-    user: NDArray[np.float32]
-    candidate: NDArray[np.float32]
-    request_of_row: NDArray[np.int64]
+    user: NDArray[np.floating[Any]]
+    candidate: NDArray[np.floating[Any]]
+    request_of_row: NDArray[np.signedinteger[Any]]
 
 
 class DenseExecutor(Protocol):

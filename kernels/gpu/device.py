@@ -145,10 +145,8 @@ class Context:
         self.make_current()
         return _cuda.create_stream()
 
-    def partition(self, n_parts: int) -> list[tuple[_cuda.Stream, int]]:
-        """Divide the card's multiprocessors; return a stream on each part, and the part's size.
-
-        Streams are destroyed by the caller before the context is closed.
+    def partition(self, n_parts: int) -> list[Partition]:
+        """Divide the card's multiprocessors.
 
         Raises:
             CudaError: The card has too few multiprocessors for so many parts.
@@ -162,12 +160,12 @@ class Context:
                 f"{self.device.name} has {self.device.n_sms} multiprocessors, too few for "
                 f"{n_parts} parts of at least {max(n_sms, step)}"
             )
-        streams = []
+        parts = []
         for group in groups:
             green = _cuda.create_green_context(self.device.index, group)
             self._partitions.append(green)
-            streams.append((_cuda.create_green_stream(green), _cuda.sm_count(group)))
-        return streams
+            parts.append(Partition(self, green, _cuda.sm_count(group)))
+        return parts
 
     def kernel(
         self, cubin: bytes, entry: str, *, shared_bytes: int, cluster: int
@@ -227,6 +225,23 @@ class Context:
             _cuda.destroy_context(handle)
         else:
             _cuda.release_primary_context(self.device.index)
+
+
+@attrs.frozen(eq=False)
+class Partition:
+    """A part of the card's multiprocessors, in a context's address space.
+
+    Lives as long as the context.
+    """
+
+    context: Context
+    green: _cuda.GreenContext
+    n_sms: int
+
+    def stream(self) -> _cuda.Stream:
+        """Create a stream whose kernels run on this part; destroyed before the context closes."""
+        self.context.make_current()
+        return _cuda.create_green_stream(self.green)
 
 
 def time_launches(

@@ -1,0 +1,395 @@
+"""The GPU executor: a model's dense graph on one card, on a few lanes.
+
+Everything slow happens ahead: programs are compiled when the executor is opened, or by its own
+thread while it serves, loaded and captured for each lane, and only then may a launch choose their
+bucket. Until then it runs in a larger one. On a request's path nothing is compiled or allocated.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import Future
+from typing import Final, Protocol, TypeAlias
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.errors import CudaError, DeviceLost, KernelsError, LaunchFailed
+from kernels.executor import Staging
+from kernels.gpu.buckets import bucket_of, choose_buckets, fit, padding, usual_buckets
+from kernels.gpu.device import Context, Device, Isolation
+from kernels.gpu.lanes import Blocks, Lane
+from kernels.program import Bucket, Program, Source, Target
+
+log = logging.getLogger(__name__)
+
+Compile: TypeAlias = Callable[[Bucket, Target], Program]
+"""Makes the program of a bucket; called in a thread of the executor's own. Raises KernelsError."""
+
+# Launches between two looks at whether other buckets would suit the traffic better.
+_LOOK_EVERY: Final = 4096
+# Buckets of the past are kept as well, up to so many times as many as are wanted at once.
+_KEEP: Final = 3
+
+
+class Build(Protocol):
+    """Compiles sources, in workers of its own: ``kernels.nvrtc`` has the one for use."""
+
+    def __call__(self, source: Source) -> Future[bytes]:
+        """Return the cubin to come. Its exception is a KernelsError."""
+
+
+@attrs.frozen(kw_only=True)
+class Model:
+    """A dense graph as the executor needs it.
+
+    Attributes:
+        name: For messages.
+        blocks: What is staged and what comes out, at the largest.
+        compile: Makes the programs.
+    """
+
+    name: str
+    blocks: Blocks
+    compile: Compile
+
+
+@attrs.frozen(kw_only=True)
+class Statistics:
+    """What an executor did since it was opened.
+
+    Attributes:
+        rows: Asked for.
+        rows_run: The same with padding.
+        padding: Share of ``rows_run`` that was padding.
+        buckets: Rows of the buckets that are ready.
+        launches_by_bucket: Launches in each bucket, by its rows.
+    """
+
+    launches: int
+    requests: int
+    rows: int
+    rows_run: int
+    padding: float
+    buckets: tuple[int, ...]
+    launches_by_bucket: dict[int, int]
+
+
+class GpuExecutor:
+    """Implements ``DenseExecutor``; launches can be queued without waiting for them, too.
+
+    Args:
+        model: What to run.
+        build: Compiles its kernels.
+        n_lanes: Launches at once.
+        mode: How lanes are kept apart.
+        buckets: Rows of the buckets to have; the model's largest is always one of them. If None,
+            powers of two at first, and as many that suit the traffic once that is known.
+        ahead: Whether all buckets are compiled before this returns, or only the largest.
+        mapped: What kernels reach in the host's memory instead of in copies: ``inputs``,
+            ``scores``.
+        device: Index of the card.
+
+    Raises:
+        CudaError: There is no driver or no such card, or its memory is full.
+        KernelsError: The model cannot be compiled.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        build: Build,
+        n_lanes: int = 1,
+        *,
+        mode: Isolation = Isolation.STREAMS,
+        buckets: Iterable[int] | None = None,
+        ahead: bool = True,
+        mapped: Collection[str] = (),
+        device: int = 0,
+    ) -> None:
+        if n_lanes < 1:
+            raise ValueError(f"want at least 1 lane, got {n_lanes}")
+        self._model = model
+        self._build = build
+        self._blocks = model.blocks
+        self._wanted = self._chosen(buckets)
+        self._adapts = buckets is None
+        self._ready: tuple[Bucket, ...] = ()
+        self._lost: DeviceLost | None = None
+        self._closed = False
+        self._running: list[tuple[int, Bucket] | None] = [None] * n_lanes
+        # Kept a lane, as each has a thread of its own: batches by their rows, and by those of
+        # their bucket; requests.
+        self._traffic: list[Counter[int]] = [Counter() for _ in range(n_lanes)]
+        self._by_bucket: list[Counter[int]] = [Counter() for _ in range(n_lanes)]
+        self._n_requests = [0] * n_lanes
+        self._contexts: list[Context] = []
+        self._lanes: list[Lane] = []
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        card = Device.open(device)
+        try:
+            self._target = self._open_lanes(card, n_lanes, mode, mapped)
+            largest, *others = reversed(self._wanted)
+            self._add([largest])
+            if ahead:
+                self._add(others)
+        except BaseException as error:
+            if isinstance(error, DeviceLost):
+                self._lost = error
+            self._free()
+            raise
+        self._worker = threading.Thread(
+            target=self._work, name=f"{model.name} buckets", daemon=True
+        )
+        self._worker.start()
+        if not ahead and others:
+            self._tasks.put(lambda: self._add(others))
+
+    @property
+    def n_lanes(self) -> int:
+        """Launches that may be under way at once."""
+        return len(self._lanes)
+
+    @property
+    def max_rows(self) -> int:
+        """Rows of the largest bucket: the most that one launch takes."""
+        return self._blocks.max_rows
+
+    @property
+    def max_requests(self) -> int:
+        """Requests of the largest bucket."""
+        return self._blocks.max_requests
+
+    @property
+    def n_outputs(self) -> int:
+        """Columns of the scores."""
+        return self._blocks.n_outputs
+
+    def bucket(self, n_rows: int) -> int:
+        """Return the rows of the bucket that ``n_rows`` runs in, of those that are ready."""
+        found = fit(self._ready, n_rows, 1)
+        return found.rows if found is not None else self._blocks.max_rows
+
+    def staging(self, lane: int) -> Staging:
+        """Return the pinned buffers of a lane. They belong to the caller while the lane is idle.
+
+        Not to be used after ``close``.
+        """
+        return self._lanes[lane].staging
+
+    def run(self, lane: int, n_requests: int, n_rows: int) -> NDArray[np.float32]:
+        """Run what was staged; wait until it is done, without the interpreter lock.
+
+        Returns:
+            float32 ``[n_rows, n_outputs]``, owned by the caller.
+
+        Raises:
+            LaunchFailed: The driver refused, or the executor is closed. The lane can be used on.
+            DeviceLost: This process cannot use the card any more.
+        """
+        self.start(lane, n_requests, n_rows)
+        return self.finish(lane)
+
+    def start(self, lane: int, n_requests: int, n_rows: int) -> None:
+        """Queue what was staged and return at once; ``finish`` gives its scores.
+
+        Raises:
+            LaunchFailed: As ``run``; there is nothing to finish.
+            DeviceLost: As ``run``.
+        """
+        self._check_open()
+        bucket = fit(self._ready, n_rows, n_requests)
+        if bucket is None or n_rows < 1:
+            raise self._failed(f"no bucket for {n_requests} requests, {n_rows} rows")
+        try:
+            self._lanes[lane].start(bucket, n_requests, n_rows)
+        except CudaError as error:
+            raise self._failed(f"{n_requests} requests, {n_rows} rows: {error}") from error
+        except DeviceLost as error:
+            self._lost = error
+            raise
+        self._running[lane] = (n_rows, bucket)
+        self._traffic[lane][n_rows] += 1
+        self._by_bucket[lane][bucket.rows] += 1
+        self._n_requests[lane] += n_requests
+
+    def finish(self, lane: int) -> NDArray[np.float32]:
+        """Wait for what ``start`` queued on a lane; return as ``run`` does, and raise as it does.
+
+        From any thread.
+        """
+        running, self._running[lane] = self._running[lane], None
+        if running is None:
+            raise self._failed(f"lane {lane} has nothing to finish")
+        n_rows, bucket = running
+        try:
+            scores = self._lanes[lane].finish(n_rows)
+        except CudaError as error:
+            raise self._failed(f"{n_rows} rows: {error}") from error
+        except DeviceLost as error:
+            self._lost = error
+            raise
+        if self._adapts and self._by_bucket[lane][bucket.rows] % _LOOK_EVERY == 0:
+            self._tasks.put(self._adapt)
+        return scores
+
+    def measure(self) -> list[tuple[int, float]]:
+        """Time a launch in each bucket that is ready: ``(rows, seconds)`` of each.
+
+        For whoever predicts launch times. Overwrites the row indices of the first lane; no launch
+        may be under way.
+        """
+        self.staging(0).request_of_row[:] = 0
+        times = []
+        for bucket in self._ready:
+            self.run(0, 1, bucket.rows)
+            start = time.perf_counter()
+            self.run(0, 1, bucket.rows)
+            times.append((bucket.rows, time.perf_counter() - start))
+        self._traffic[0].clear()
+        self._by_bucket[0].clear()
+        self._n_requests[0] = 0
+        return times
+
+    def statistics(self) -> Statistics:
+        """Return what was done so far, ``measure`` aside. From any thread."""
+        traffic = _sum(self._traffic)
+        by_bucket = _sum(self._by_bucket)
+        rows = sum(n_rows * count for n_rows, count in traffic.items())
+        rows_run = sum(size * count for size, count in by_bucket.items())
+        return Statistics(
+            launches=sum(by_bucket.values()),
+            requests=sum(self._n_requests),
+            rows=rows,
+            rows_run=rows_run,
+            padding=1.0 - rows / rows_run if rows_run else 0.0,
+            buckets=tuple(bucket.rows for bucket in self._ready),
+            launches_by_bucket=dict(sorted(by_bucket.items())),
+        )
+
+    def close(self) -> None:
+        """Wait for whatever compiles or runs, and free everything. Can be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._tasks.put(None)
+        self._worker.join()
+        self._free()
+
+    def settle(self) -> None:
+        """Wait until no bucket is being compiled; for tests and benchmarks."""
+        settled = threading.Event()
+        self._tasks.put(settled.set)
+        settled.wait()
+
+    # Buckets
+
+    def _chosen(self, rows: Iterable[int] | None) -> tuple[Bucket, ...]:
+        blocks = self._blocks
+        if rows is None:
+            return usual_buckets(blocks.max_rows, blocks.max_requests)
+        sizes = {blocks.max_rows, *rows}
+        if min(sizes) < 1 or max(sizes) > blocks.max_rows:
+            raise ValueError(f"want buckets of 1 to {blocks.max_rows} rows, got {sorted(sizes)}")
+        return tuple(bucket_of(size, blocks.max_requests) for size in sorted(sizes))
+
+    def _add(self, buckets: Sequence[Bucket]) -> None:
+        """Compile, load and capture; then let launches choose them. Not on a request's path."""
+        started = time.perf_counter()
+        name = self._model.name
+        jobs = []
+        for bucket in buckets:
+            if self._closed:
+                return
+            program = self._model.compile(bucket, self._target)
+            jobs.append((program, [self._build(source) for source in program.sources]))
+        for program, futures in jobs:
+            cubins = [future.result() for future in futures]
+            for lane in self._lanes:
+                if self._closed:
+                    return
+                lane.add(program, cubins)
+            self._ready = tuple(sorted({*self._ready, program.bucket}))
+            log.info(
+                "%s: %d rows ready after %.1f s, %d of %d buckets",
+                name,
+                program.bucket.rows,
+                time.perf_counter() - started,
+                len(self._ready),
+                len(self._wanted),
+            )
+
+    def _adapt(self) -> None:
+        """Have the buckets that suit the traffic so far."""
+        blocks = self._blocks
+        if len(self._ready) >= _KEEP * len(self._wanted):
+            return
+        traffic = _sum(self._traffic)
+        chosen = choose_buckets(traffic, len(self._wanted), blocks.max_rows, blocks.max_requests)
+        missing = [bucket for bucket in reversed(chosen) if bucket not in self._ready]
+        if missing and padding(traffic, chosen) < padding(traffic, self._ready):
+            self._add(missing)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            try:
+                task()
+            except DeviceLost as error:
+                # The next launch fails likewise, and tells who can replace the process.
+                self._lost = error
+            except KernelsError:
+                log.exception("%s: a bucket is missing, larger ones serve", self._model.name)
+
+    # The card
+
+    def _open_lanes(
+        self, card: Device, n_lanes: int, mode: Isolation, mapped: Collection[str]
+    ) -> Target:
+        """Make the lanes; return what to compile for."""
+        if mode is Isolation.CONTEXTS:
+            for _ in range(n_lanes):
+                context = Context(card, own=True)
+                self._contexts.append(context)
+                self._lanes.append(Lane(context, context.stream, self._blocks, mapped))
+            return card.target()
+        context = Context(card)
+        self._contexts.append(context)
+        if mode is Isolation.GREEN:
+            parts = context.partition(n_lanes)
+            for part in parts:
+                self._lanes.append(Lane(context, part.stream, self._blocks, mapped))
+            return card.target(min(part.n_sms for part in parts))
+        for _ in range(n_lanes):
+            self._lanes.append(Lane(context, context.stream, self._blocks, mapped))
+        return card.target()
+
+    def _free(self) -> None:
+        if self._lost is not None:
+            return  # every call of the driver would fail; the end of the process frees it all
+        for lane in self._lanes:
+            lane.close()
+        for context in self._contexts:
+            context.close()
+
+    def _check_open(self) -> None:
+        if self._lost is not None:
+            raise DeviceLost(str(self._lost))
+        if self._closed:
+            raise self._failed("the executor is closed")
+
+    def _failed(self, problem: str) -> LaunchFailed:
+        return LaunchFailed(f"{self._model.name}: {problem}")
+
+
+def _sum(counters: Iterable[Counter[int]]) -> Counter[int]:
+    total: Counter[int] = Counter()
+    for counter in counters:
+        # Copied first, in one step of the interpreter: its lane's thread may add to it.
+        total.update(dict(counter))
+    return total

@@ -1,0 +1,223 @@
+"""A lane: a stream with staging of its own, and one captured graph for each bucket.
+
+A launch is three or four calls of the driver: up to two copies of what was staged, of exactly the
+rows that are used, the graph (the program's launches and the copy of its scores), and an event.
+Nothing is allocated for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels import _cuda
+from kernels.executor import Staging
+from kernels.gpu.device import Context
+from kernels.gpu.loaded import CapturedGraph, LoadedProgram
+from kernels.gpu.memory import DeviceMemory, PinnedMemory
+from kernels.program import Bucket, Program, Role, leading_dimension
+
+# Tensor maps want 16 bytes, and allocations are aligned so.
+_ALIGNMENT: Final = 256
+
+
+@attrs.frozen
+class Blocks:
+    """What a lane stages and gets: the sizes of a model's blocks at their largest.
+
+    Attributes:
+        input_dtype: float16 or float32, of ``user`` and ``candidate``.
+    """
+
+    max_rows: int
+    max_requests: int
+    user_width: int
+    candidate_width: int
+    n_outputs: int
+    input_dtype: np.dtype[Any]
+
+    def offsets(self) -> dict[Role, int]:
+        """Return where each input lies in a lane's memory, in the order in which they are copied.
+
+        Counts, row indices and users come first: one copy takes them and the users in use.
+        """
+        item = self.input_dtype.itemsize
+        sizes = {
+            Role.COUNTS: 8,
+            Role.REQUEST_OF_ROW: 4 * self.max_rows,
+            Role.USER: self.max_requests * leading_dimension(self.user_width) * item,
+            Role.CANDIDATE: self.max_rows * leading_dimension(self.candidate_width) * item,
+        }
+        offsets: dict[Role, int] = {}
+        at = 0
+        for role, size in sizes.items():
+            offsets[role] = at
+            at += -(-size // _ALIGNMENT) * _ALIGNMENT
+        return offsets
+
+    @property
+    def input_bytes(self) -> int:
+        """Size of a lane's inputs."""
+        ld = leading_dimension(self.candidate_width)
+        candidate = self.max_rows * ld * self.input_dtype.itemsize
+        return self.offsets()[Role.CANDIDATE] + candidate
+
+    @property
+    def score_bytes(self) -> int:
+        """Size of a lane's scores."""
+        return self.max_rows * self.n_outputs * 4
+
+
+@attrs.define(eq=False)
+class _Ready:
+    program: LoadedProgram
+    graph: CapturedGraph
+
+
+class Lane:
+    """One launch at a time. ``add`` may run in another thread meanwhile.
+
+    Args:
+        context: Where everything lives.
+        make_stream: Makes the lane's streams: one to launch on, one to capture on.
+        blocks: Sizes of what is staged.
+        mapped: What kernels reach in the host's memory instead of in copies: ``inputs``,
+            ``scores``.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        make_stream: Callable[[], _cuda.Stream],
+        blocks: Blocks,
+        mapped: Collection[str] = (),
+    ) -> None:
+        self._context = context
+        self._blocks = blocks
+        self._copy_inputs = "inputs" not in mapped
+        self._copy_scores = "scores" not in mapped
+        self._ready: dict[Bucket, _Ready] = {}
+        self._memory: list[DeviceMemory | PinnedMemory] = []
+        context.make_current()
+        self._stream = make_stream()
+        self._capture_stream = make_stream()
+        self._event = _cuda.create_event()
+        offsets = blocks.offsets()
+        pinned = self._pinned(blocks.input_bytes)
+        scores = self._pinned(blocks.score_bytes)
+        self._host_inputs = pinned.address
+        self._inputs = self._device(blocks.input_bytes) if self._copy_inputs else pinned.address
+        self._host_scores = scores.address
+        self._scores_at = self._device(blocks.score_bytes) if self._copy_scores else scores.address
+        self._buffers = {role: self._inputs + at for role, at in offsets.items()}
+        self._buffers[Role.SCORES] = self._scores_at
+        self._user_at, self._candidate_at = offsets[Role.USER], offsets[Role.CANDIDATE]
+        item = blocks.input_dtype.itemsize
+        self._user_bytes = leading_dimension(blocks.user_width) * item
+        self._candidate_bytes = leading_dimension(blocks.candidate_width) * item
+        self._counts = pinned.array((2,), np.int32, offsets[Role.COUNTS])
+        self._request_of_row = pinned.array(
+            (blocks.max_rows,), np.int32, offsets[Role.REQUEST_OF_ROW]
+        )
+        self._scores = scores.array((blocks.max_rows, blocks.n_outputs), np.float32)
+        self.staging = Staging(
+            self._block(pinned, Role.USER, blocks.max_requests, blocks.user_width),
+            self._block(pinned, Role.CANDIDATE, blocks.max_rows, blocks.candidate_width),
+            self._request_of_row,
+        )
+
+    def add(self, program: Program, cubins: Sequence[bytes]) -> None:
+        """Load and capture a program; from then on its bucket can be launched.
+
+        Raises:
+            CudaError: It does not load.
+        """
+        loaded = LoadedProgram(self._context, program, cubins, buffers=self._buffers)
+
+        def queue() -> None:
+            loaded.launch(self._capture_stream)
+            if self._copy_scores:
+                _cuda.copy_to_host(
+                    self._host_scores,
+                    self._scores_at,
+                    program.bucket.rows * program.n_outputs * 4,
+                    self._capture_stream,
+                )
+
+        try:
+            graph = CapturedGraph(self._context, self._capture_stream, queue)
+        except BaseException:
+            loaded.close()
+            raise
+        self._ready[program.bucket] = _Ready(loaded, graph)
+
+    def start(self, bucket: Bucket, n_requests: int, n_rows: int) -> None:
+        """Queue a launch of what was staged; return before it has run.
+
+        Raises:
+            CudaError: The driver refuses.
+            DeviceLost: CUDA cannot be used any more.
+        """
+        self._context.make_current()
+        self._counts[:] = n_rows, n_requests
+        # Rows that are padding must not point past the bucket's users.
+        self._request_of_row[n_rows : bucket.rows] = 0
+        if self._copy_inputs:
+            head = self._user_at + n_requests * self._user_bytes
+            _cuda.copy_to_device(self._inputs, self._host_inputs, head, self._stream)
+            if self._candidate_bytes:
+                at = self._candidate_at
+                size = n_rows * self._candidate_bytes
+                _cuda.copy_to_device(self._inputs + at, self._host_inputs + at, size, self._stream)
+        self._ready[bucket].graph.launch(self._stream)
+        _cuda.event_record(self._event, self._stream)
+
+    def finish(self, n_rows: int) -> NDArray[np.float32]:
+        """Wait, asleep and without the interpreter lock, for what ``start`` queued.
+
+        Returns:
+            float32 ``[n_rows, n_outputs]``, owned by the caller.
+
+        Raises:
+            DeviceLost: A kernel broke, or the card did.
+        """
+        self._context.make_current()
+        _cuda.event_synchronize(self._event)
+        return self._scores[:n_rows].copy()
+
+    def close(self) -> None:
+        """Wait for what runs, and free everything. Views of the staging must not be used after."""
+        self._context.make_current()
+        _cuda.stream_synchronize(self._stream)
+        for ready in self._ready.values():
+            ready.graph.close()
+            ready.program.close()
+        self._ready.clear()
+        for memory in self._memory:
+            memory.free()
+        _cuda.destroy_event(self._event)
+        _cuda.destroy_stream(self._capture_stream)
+        _cuda.destroy_stream(self._stream)
+
+    def _block(
+        self, pinned: PinnedMemory, role: Role, n: int, width: int
+    ) -> NDArray[np.floating[Any]]:
+        """Return the columns in use of a block in pinned memory."""
+        whole = pinned.array(
+            (n, leading_dimension(width)), self._blocks.input_dtype, self._blocks.offsets()[role]
+        )
+        return whole[:, :width]
+
+    def _pinned(self, size_bytes: int) -> PinnedMemory:
+        memory = PinnedMemory(size_bytes)
+        self._memory.append(memory)
+        return memory
+
+    def _device(self, size_bytes: int) -> int:
+        memory = DeviceMemory.allocate(size_bytes)
+        self._memory.append(memory)
+        return memory.address
