@@ -1,0 +1,113 @@
+"""What a wide linear layer computes."""
+
+from __future__ import annotations
+
+import attrs
+
+from kernels.ir.node import Op
+
+K_TILE = 64
+"""Elements of K that one stage of a kernel's ring holds: 128 bytes, what wgmma's swizzle spans."""
+
+COLUMN_PADDING = 256
+"""The widest tile of columns: a bias is padded to it, and packed weights end with so many rows."""
+
+
+@attrs.frozen
+class Epilogue:
+    """What is done to the sums (bias included): a struct as ``wide_epilogue.cuh`` describes it.
+
+    Attributes:
+        type_name: Of the struct; from the header or from ``text``.
+        text: The struct's definition, put into the emitted module; empty if the header has it.
+        n_staged: Matrices of Y's shape that the kernel reads for it.
+        parameters: Further parameters of the kernel as ``(type, name)``, such as
+            ``("const float*", "gain")``; the struct is made of them in this order.
+        literals: Where there are no parameters: C++ expressions that the struct is made of.
+    """
+
+    type_name: str
+    text: str = ""
+    n_staged: int = 0
+    parameters: tuple[tuple[str, str], ...] = ()
+    literals: tuple[str, ...] = ()
+
+
+CROSS = Epilogue("Cross", n_staged=2)
+"""``x_0 * (sums + bias) + x``; staged: x_0, x."""
+
+
+def activation(op: Op | None, slope: float = 0.0) -> Epilogue:
+    """Return the epilogue that applies an activation.
+
+    Args:
+        op: RELU, SIGMOID, TANH, LEAKY_RELU, ELU, or None for none.
+        slope: Of LEAKY_RELU and ELU.
+    """
+    match op:
+        case None:
+            return Epilogue("Activate<Identity>")
+        case Op.RELU:
+            return Epilogue("Activate<Relu>")
+        case Op.SIGMOID:
+            return Epilogue("Activate<Sigmoid>")
+        case Op.TANH:
+            return Epilogue("Activate<Tanh>")
+        case Op.LEAKY_RELU:
+            return Epilogue("ActivateLeakyRelu", literals=(f"{slope!r}f",))
+        case Op.ELU:
+            return Epilogue("ActivateElu", literals=(f"{slope!r}f",))
+        case _:
+            raise ValueError(f"no epilogue applies {op}")
+
+
+@attrs.frozen
+class WideLayer:
+    """``Y[rows, n] = epilogue(sum_i X_i W_i + b)``, or ``groups`` such problems side by side.
+
+    Group j reads columns ``[j k_i, (j + 1) k_i)`` of each X_i and writes columns
+    ``[j n, (j + 1) n)`` of Y.
+
+    Attributes:
+        rows: Of the bucket; how many are real, the kernel reads from COUNTS.
+        n: Columns of Y of one group.
+        segments: The k_i.
+        groups: Independent problems.
+        epilogue: What is done to the sums.
+    """
+
+    rows: int
+    n: int
+    segments: tuple[int, ...]
+    groups: int = 1
+    epilogue: Epilogue = attrs.field(factory=lambda: activation(None))
+
+    @property
+    def k(self) -> int:
+        """Rows of W of one group."""
+        return sum(self.segments)
+
+    @property
+    def k_tiles(self) -> int:
+        """Tiles of K of one group; each segment starts one."""
+        return sum(-(-k // K_TILE) for k in self.segments)
+
+    @property
+    def n_padded(self) -> int:
+        """Rows of packed W that a tile of K has."""
+        return -(-self.n // 32) * 32
+
+    @property
+    def bias_columns(self) -> int:
+        """Floats of packed bias that a group has."""
+        return -(-self.n // COLUMN_PADDING) * COLUMN_PADDING
+
+    @property
+    def bias_offset(self) -> int:
+        """Bytes from packed weights to packed bias."""
+        return (self.groups * self.k_tiles * self.n_padded + COLUMN_PADDING) * K_TILE * 2
+
+    @property
+    def flops(self) -> int:
+        """Multiply-adds times two."""
+        return 2 * self.rows * self.groups * self.k * self.n
