@@ -1,0 +1,48 @@
+// Functions of one element that the table of ops (kernels/ir/rules.py) names, where CUDA has none of the kind.
+//
+// Floats are within 1e-6 of the exact result, relative, unless said otherwise, for any finite argument; no intermediate
+// overflows. NaN in gives NaN out, through relu, maximum and minimum too: fmaxf(NaN, 0) would be 0, and would hide what a kernel
+// failed to write. Ints wrap. Bools are ints, 0 or 1.
+#pragma once
+#include "ptx.cuh"
+
+DEVICE float relu(float x) { return x < 0.f ? 0.f : x; }
+DEVICE int relu(int x) { return x < 0 ? 0 : x; }
+DEVICE float maximum(float a, float b) { return a > b || a != a ? a : b; }
+DEVICE int maximum(int a, int b) { return a > b ? a : b; }
+DEVICE float minimum(float a, float b) { return a < b || a != a ? a : b; }
+DEVICE int minimum(int a, int b) { return a < b ? a : b; }
+DEVICE float absolute(float x) { return fabsf(x); }
+DEVICE int absolute(int x) { return x < 0 ? -x : x; }
+DEVICE float sign(float x) { return x > 0.f ? 1.f : x < 0.f ? -1.f : x; }
+DEVICE int sign(int x) { return (x > 0) - (x < 0); }
+
+// Absolute error below 2e-7. The relative error grows as x falls: 1e-5 at -80, where __expf is as far off.
+DEVICE float sigmoid(float x) { return __fdividef(1.f, 1.f + __expf(-x)); }
+// log(1 + exp(x))
+DEVICE float softplus(float x) { return relu(x) + log1pf(expf(-fabsf(x))); }
+DEVICE float leaky_relu(float x, float slope) { return x < 0.f ? x * slope : x; }
+DEVICE float elu(float x, float alpha) { return x < 0.f ? alpha * expm1f(x) : x; }
+
+// What a division leaves: of floats with the dividend's sign, of ints with the divisor's.
+DEVICE float modulo(float a, float b) { return fmodf(a, b); }
+DEVICE int modulo(int a, int b) {
+  const int rest = a % b;
+  return rest != 0 && (rest ^ b) < 0 ? rest + b : rest;
+}
+DEVICE float power(float a, float b) { return powf(a, b); }
+// 0 where b is negative.
+DEVICE int power(int a, int b) {
+  u32 result = b < 0 ? 0 : 1, square = (u32)a;
+  for (int left = b; left > 0; left >>= 1, square *= square)
+    if (left & 1) result *= square;
+  return (int)result;
+}
+
+// Floats are truncated to ints, NaN to 0; anything but 0 is true.
+DEVICE float cast_to_float(float x) { return x; }
+DEVICE float cast_to_float(int x) { return (float)x; }
+DEVICE int cast_to_int(float x) { return __float2int_rz(x); }
+DEVICE int cast_to_int(int x) { return x; }
+DEVICE int cast_to_bool(float x) { return x != 0.f; }
+DEVICE int cast_to_bool(int x) { return x != 0; }
