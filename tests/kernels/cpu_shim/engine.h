@@ -1,0 +1,122 @@
+// The engine behind kernels/cuda/shim.h: fibers, the order they run in, shared memory, barriers, copies.
+//
+// The threads of the resident clusters are fibers of one OS thread. A fiber runs until it waits, and
+// is made ready by the event that it waits for; when none is ready and no copy is under way, that is
+// a deadlock. Bulk copies are carried out some time after their issue, and what they will overwrite
+// is poisoned at once: who reads too early, or is still reading, sees NaN.
+#pragma once
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+#include "shim.h"
+
+#include <deque>
+#include <string>
+#include <vector>
+
+namespace tb {
+constexpr u32 LOW = 1024;        // where a block's shared memory starts: address 0 is nobody's
+constexpr u8 POISON = 0xff;      // a NaN as a half, as a bfloat and as a float; -1 as an integer
+constexpr int N_NAMED = 16;      // barriers of a block
+constexpr size_t STACK_BYTES = 1 << 17;
+
+struct Warp;
+struct Block;
+struct Cluster;
+
+// What a fiber waits for, for reports. A function writes the state of the thing.
+struct Wait {
+  const char* what = "nothing";
+  At at{"", 0};
+  u32 address = 0, parity = 0;
+  int id = -1;
+};
+
+struct ThreadCopy { u32 to; const void* from; int n_bytes; At at; };
+
+struct Fiber : Thread {
+  void* stack_pointer;
+  u8* stack;
+  Warp* warp;
+  u32 index;  // in its block
+  bool done;
+  Wait wait;
+  // What it brings to a collective of its warp, and takes from it.
+  const u32* in;
+  void* out;
+  u64 bits;
+  u32 source, extra;
+  // Phases of the cluster's barrier that it has arrived at and not waited for.
+  bool arrived;
+  u32 arrived_phase;
+  std::deque<std::vector<ThreadCopy>>* groups;  // groups of cp.async, the last one still open
+};
+
+enum class Kind { SYNC_WARP, SHUFFLE, VOTE, MMA, LDMATRIX, BAR_SYNC, BAR_ARRIVE, SYNC_BLOCK, CLUSTER_ARRIVE, CLUSTER_WAIT };
+
+// A collective that lanes of a warp are gathering at.
+struct Gathering { Kind kind; u32 mask, arrived; u64 key; At at; };
+
+struct Warp {
+  Block* block;
+  Fiber* lanes[32];
+  u32 exists, live, ready;  // lanes
+  u32 priority;
+  bool queued;
+  std::vector<Gathering> gatherings;
+};
+
+struct NamedBarrier { u32 expected, arrived; std::vector<Fiber*> waiters; At at; };
+struct Mbarrier { u32 offset, expected, pending, phase; int transactions; std::vector<Fiber*> waiters; };
+
+struct Block {
+  Cluster* cluster;
+  dim3 index;
+  u32 rank, n_threads, live, shared_end;
+  u8* arena;
+  std::vector<Fiber*> fibers;
+  std::vector<Warp*> warps;
+  NamedBarrier named[N_NAMED];
+  std::vector<Mbarrier> mbarriers;
+  std::vector<u16> mbarrier_at;  // by offset / 8: which one, plus 1
+  u32 copies_in, copies_out;     // under way, into and out of its shared memory
+};
+
+struct Cluster {
+  std::vector<Block*> blocks;
+  u32 live, arrived, phase;
+  std::vector<Fiber*> waiters;
+};
+
+// ---- schedule.cpp
+extern u64 step;
+u32 random_below(u32 n);
+Fiber* running();
+void wake(Fiber* fiber);
+void wait_here(const Wait& wait);  // until wake()
+void maybe_pause();
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+// ---- report.cpp
+std::string place(At at);
+std::string name_of(const Fiber& fiber);
+std::string deadlock_report(const std::vector<Cluster*>& clusters);
+
+// ---- warp.cpp
+const char* kind_name(Kind kind);
+void thread_ends(Fiber* fiber);
+
+// ---- memory.cpp
+Block* block_of(u32 address, const char* what, At at);
+u8* reach(u32 address, u32 bytes, u32 alignment, bool remote, const char* what, At at);
+void poison(u8* p, size_t bytes);
+
+// ---- copies.cpp
+extern u64 next_copy_due;
+size_t copies_under_way();
+void run_due_copies(bool idle);
+void forget_copies();
+void finish_thread_copies(Fiber* fiber, u32 n_left);
+Mbarrier& mbarrier(Block* block, u32 address, const char* what, At at);
+}  // namespace tb

@@ -1,0 +1,68 @@
+// 16-bit floats and the tensor core's product.
+#include <cstdint>
+
+#include "engine.h"
+
+namespace tb {
+namespace {
+// Encode with MANTISSA stored bits and an exponent of EXPONENT bits; exact for any double.
+template <int MANTISSA, int EXPONENT> u16 encode(double v) {
+  constexpr int BIAS = (1 << (EXPONENT - 1)) - 1;
+  const u64 bits = bits_as<u64>(v);
+  const u16 sign = (u16)(bits >> 63 << 15);
+  if (v != v) return 0x7fff;
+  int exponent = (int)(bits >> 52 & 2047) - 1023;
+  if (exponent > BIAS) return sign | ((1 << EXPONENT) - 1) << MANTISSA;
+  if (exponent < 1 - BIAS) exponent = 1 - BIAS;  // subnormal: a fixed quantum
+  const double quantum = bits_as<double>((u64)(exponent - MANTISSA + 1023) << 52);
+  const u32 units = (u32)nearbyint(fabs(v) / quantum);  // a carry moves on into the exponent, as it must
+  return sign | (u16)(((exponent + BIAS - 1) << MANTISSA) + units);
+}
+}  // namespace
+
+u16 half_of(double v) { return encode<10, 5>(v); }
+u16 bfloat_of(double v) { return encode<7, 8>(v); }
+
+float float_of_half(u16 h) {
+  const u32 magnitude = (u32)(h & 0x7fff) << 13;
+  const u32 sign = (u32)(h & 0x8000) << 16;
+  if (magnitude >= 0x0f800000u) return bits_as<float>(sign | (magnitude + 0x70000000u));
+  return bits_as<float>(sign | bits_as<u32>(bits_as<float>(magnitude) * 0x1p112f));
+}
+
+double fma_to_odd(double a, double b, double c) {
+  const double product = a * b;  // exact: halves have 11 bits
+  const double sum = product + c;
+  const double back = sum - product;
+  const double error = (product - (sum - back)) + (c - back);
+  u64 bits = bits_as<u64>(sum);
+  if (error == 0 || error != error || bits & 1) return sum;
+  bits += (error > 0) == (sum > 0) ? 1 : -1;
+  return bits_as<double>(bits);
+}
+
+// Where lanes hold what: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
+void multiply_fragments(Fiber* const* lanes) {
+  float a[16][16], b[16][8], d[16][8];
+  for (int lane = 0; lane < 32; lane++) {
+    const Fiber& f = *lanes[lane];
+    const int group = lane / 4, pair = lane % 4 * 2;
+    const bool bfloat = f.extra;
+    auto value = [bfloat](u32 two, int i) {
+      const u16 h = (u16)(two >> (16 * i));
+      return bfloat ? bits_as<float>((u32)h << 16) : float_of_half(h);
+    };
+    const u32 b01[2] = {(u32)f.bits, (u32)(f.bits >> 32)};
+    for (int i = 0; i < 2; i++) {
+      for (int r = 0; r < 4; r++) a[group + r % 2 * 8][pair + r / 2 * 8 + i] = value(f.in[r], i);
+      for (int r = 0; r < 2; r++) b[pair + r * 8 + i][group] = value(b01[r], i);
+      for (int r = 0; r < 2; r++) d[group + r * 8][pair + i] = ((const float*)f.out)[r * 2 + i];
+    }
+  }
+  for (int m = 0; m < 16; m++)
+    for (int k = 0; k < 16; k++)
+      for (int n = 0; n < 8; n++) d[m][n] += a[m][k] * b[k][n];
+  for (int lane = 0; lane < 32; lane++)
+    for (int i = 0; i < 4; i++) ((float*)lanes[lane]->out)[i] = d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+}
+}  // namespace tb
