@@ -53,19 +53,6 @@ def fold(node: Node) -> Node:
         return const(RULES[node.op].numpy(node, arrays, _NO_BATCH), node.name)
 
 
-def replace_sources(node: Node, *sources: Node) -> Node:
-    """Return the same op of other sources of the same shapes; the node itself, if of its own."""
-    if len(sources) == len(node.sources) and all(map(_is, sources, node.sources)):
-        return node
-    shape = node.shape if node.op in (Op.RESHAPE, Op.EXPAND) else None
-    dtype = node.dtype if node.op is Op.CAST else None
-    return make(node.op, *sources, arg=node.arg, shape=shape, dtype=dtype, name=node.name)
-
-
-def _is(a: Node, b: Node) -> bool:
-    return a is b
-
-
 def scalar(value: float, like: Node) -> Node:
     """Make a constant of one element that goes with ``like``: of its rank and dtype."""
     kind: type[np.generic] = {DType.FLOAT: np.float32, DType.INT: np.int64, DType.BOOL: np.bool_}[
