@@ -17,7 +17,6 @@ typedef unsigned long long u64;
 #define KERNEL extern "C" __global__
 // The dynamic shared memory of a kernel: `u8 name[]`.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) u8 name[]
-#define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) u8 name[]
 
 DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
