@@ -41,8 +41,9 @@ def fit(buckets: Sequence[Bucket], n_rows: int, n_requests: int) -> Bucket | Non
         n_rows: Rows of the batch.
         n_requests: Its requests.
     """
-    for bucket in buckets[bisect_left(buckets, Bucket(n_rows, 0)) :]:
-        if bucket.requests >= n_requests:
+    # There are a dozen at most, and comparing buckets costs more than their rows.
+    for bucket in buckets:
+        if bucket.rows >= n_rows and bucket.requests >= n_requests:
             return bucket
     return None
 

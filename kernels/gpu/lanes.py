@@ -7,8 +7,9 @@ Nothing is allocated for it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import attrs
 import numpy as np
@@ -20,6 +21,8 @@ from kernels.gpu.device import Context
 from kernels.gpu.loaded import CapturedGraph, LoadedProgram
 from kernels.gpu.memory import DeviceMemory, PinnedMemory
 from kernels.program import Bucket, Program, Role, leading_dimension
+
+T = TypeVar("T")
 
 # Tensor maps want 16 bytes, and allocations are aligned so.
 _ALIGNMENT: Final = 256
@@ -101,11 +104,19 @@ class Lane:
         self._copy_inputs = "inputs" not in mapped
         self._copy_scores = "scores" not in mapped
         self._ready: dict[Bucket, _Ready] = {}
-        self._memory: list[DeviceMemory | PinnedMemory] = []
+        self._owned = contextlib.ExitStack()
         context.make_current()
-        self._stream = make_stream()
-        self._capture_stream = make_stream()
-        self._event = _cuda.create_event()
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self._owned.close)
+            self._stream = self._made(make_stream(), _cuda.destroy_stream)
+            self._capture_stream = self._made(make_stream(), _cuda.destroy_stream)
+            self._event = self._made(_cuda.create_event(), _cuda.destroy_event)
+            self._allocate()
+            on_failure.pop_all()
+
+    def _allocate(self) -> None:
+        """Allocate inputs and scores on both sides, and say where everything lies."""
+        blocks = self._blocks
         offsets = blocks.offsets()
         pinned = self._pinned(blocks.input_bytes)
         scores = self._pinned(blocks.score_bytes)
@@ -197,11 +208,7 @@ class Lane:
             ready.graph.close()
             ready.program.close()
         self._ready.clear()
-        for memory in self._memory:
-            memory.free()
-        _cuda.destroy_event(self._event)
-        _cuda.destroy_stream(self._capture_stream)
-        _cuda.destroy_stream(self._stream)
+        self._owned.close()
 
     def _block(
         self, pinned: PinnedMemory, role: Role, n: int, width: int
@@ -213,11 +220,12 @@ class Lane:
         return whole[:, :width]
 
     def _pinned(self, size_bytes: int) -> PinnedMemory:
-        memory = PinnedMemory(size_bytes)
-        self._memory.append(memory)
-        return memory
+        return self._made(PinnedMemory(size_bytes), PinnedMemory.free)
 
     def _device(self, size_bytes: int) -> int:
-        memory = DeviceMemory.allocate(size_bytes)
-        self._memory.append(memory)
-        return memory.address
+        return self._made(DeviceMemory.allocate(size_bytes), DeviceMemory.free).address
+
+    def _made(self, thing: T, free: Callable[[T], None]) -> T:
+        """Return a thing that is the lane's own from now on."""
+        self._owned.callback(free, thing)
+        return thing

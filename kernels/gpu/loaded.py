@@ -39,8 +39,10 @@ class CapturedGraph:
             queue()
         finally:
             graph = _cuda.end_capture(stream)
-        self._handle: _cuda.GraphExec | None = _cuda.instantiate(graph)
-        _cuda.destroy_graph(graph)
+        try:
+            self._handle: _cuda.GraphExec | None = _cuda.instantiate(graph)
+        finally:
+            _cuda.destroy_graph(graph)
         _cuda.upload_graph(self._handle, stream)
         _cuda.stream_synchronize(stream)
 
@@ -210,7 +212,8 @@ class LoadedProgram:
             dependent=launch.dependent,
         )
         values = [self._value(argument) for argument in launch.arguments]
-        table = (ctypes.c_void_p * max(len(values), 1))(*map(ctypes.addressof, values))
+        # One more than there are: a table of none has an address, too.
+        table = (ctypes.c_void_p * (len(values) + 1))(*map(ctypes.addressof, values))
         return _Bound(config, function, ctypes.addressof(table), (table, *values))
 
     def _value(self, argument: Argument) -> Any:  # noqa: ANN401 - an object of ctypes

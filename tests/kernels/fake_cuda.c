@@ -1,0 +1,272 @@
+// A stand-in for libcuda.so.1, under the real cuda.bindings: the card's memory is the host's, a
+// stream runs what is queued at once, a cubin is the path of a shared object and its kernels are C
+// functions of it: int kernel(void** parameters). What tests look at and bring about: fake_*.
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int Result;
+typedef void* Any;
+typedef unsigned long long u64;
+enum { OK = 0, INVALID_VALUE = 1, NO_DEVICE = 100, INVALID_IMAGE = 200, NOT_FOUND = 500 };
+enum { NOT_READY = 600, LAUNCH_FAILED = 719, MOST_ARGUMENTS = 16 };
+
+static int enabled, held, fail_code;
+static char fail_name[64];
+static long n_allocations, n_live, n_copied, n_launched;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+
+void fake_enable(int on) { enabled = on; fail_name[0] = 0; n_copied = n_launched = 0; }
+long fake_allocations(void) { return n_allocations; }  // memory, modules, graphs, streams, events
+long fake_live(void) { return n_live; }
+long fake_copied(void) { return n_copied; }  // bytes from the host to the card
+long fake_launched(void) { return n_launched; }
+void fake_fail(const char* function, int code) {
+  snprintf(fail_name, sizeof fail_name, "%s", function);
+  fail_code = code;
+}
+void fake_hold(int hold) {  // while held, no event completes
+  pthread_mutex_lock(&lock);
+  held = hold;
+  pthread_cond_broadcast(&changed);
+  pthread_mutex_unlock(&lock);
+}
+#define MAY_FAIL if (!strcmp(fail_name, __func__)) return fail_code
+
+static Any made(size_t size) {
+  __sync_fetch_and_add(&n_allocations, 1);
+  __sync_fetch_and_add(&n_live, 1);
+  return aligned_alloc(4096, (size + 4095) / 4096 * 4096);
+}
+static Result gone(Any handle) {
+  __sync_fetch_and_sub(&n_live, 1);
+  free(handle);
+  return OK;
+}
+
+// ---- kernels, in this very object
+int score(Any* p) {  // scores[r] = sum(candidate[r]) + user[request_of_row[r]][0]; rows of 8 floats
+  const float *user = *(float**)p[0], *candidate = *(float**)p[1];
+  const int *request_of_row = *(int**)p[2], *counts = *(int**)p[3];
+  float* scores = *(float**)p[4];
+  for (int r = 0; r < counts[0]; r++) {
+    scores[r] = user[request_of_row[r] * 8];
+    for (int c = 0; c < 8; c++) scores[r] += candidate[r * 8 + c];
+  }
+  return OK;
+}
+int tail(Any* p) {  // scores[0] = the sum of all request_of_row, padding included
+  float* scores = *(float**)p[1];
+  scores[0] = 0;
+  for (int r = 0; r < *(int*)p[2]; r++) scores[0] += (*(int**)p[0])[r];
+  return OK;
+}
+int trap(Any* p) { return LAUNCH_FAILED; }
+int same_weights(Any* p) {  // scores[0] = the address of the weights, in units of a page
+  **(float**)p[1] = (float)((uintptr_t) * (Any*)p[0] >> 12);
+  return OK;
+}
+
+// ---- devices and contexts
+Result cuInit(unsigned flags) { return enabled ? OK : NO_DEVICE; }
+Result cuDriverGetVersion(int* version) { *version = 13000; return OK; }
+Result cuDeviceGetCount(int* n) { *n = 1; return OK; }
+Result cuDeviceGetName(char* name, int n, int device) { snprintf(name, n, "Fake H100"); return OK; }
+Result cuDeviceGetAttribute(int* value, int attribute, int device) {
+  *value = attribute == 75 ? 9 : attribute == 16 ? 132 : attribute == 97 ? 232448 : 0;
+  return OK;
+}
+Result cuDevicePrimaryCtxRetain(Any* context, int device) { *context = made(1); return OK; }
+Result cuDevicePrimaryCtxRelease(int device) { __sync_fetch_and_sub(&n_live, 1); return OK; }
+Result cuCtxCreate(Any* context, Any parameters, unsigned flags, int device) {
+  *context = made(1);
+  return parameters ? INVALID_VALUE : OK;
+}
+Result cuCtxDestroy(Any context) { return gone(context); }
+Result cuCtxSetCurrent(Any context) { return OK; }
+Result cuCtxSynchronize(void) { MAY_FAIL; return OK; }
+
+// CUdevResource: 144 bytes, its type first, the number of multiprocessors at 96.
+Result cuDeviceGetDevResource(int device, char* resource, int type) {
+  memset(resource, 0, 144);
+  *(int*)resource = type;
+  *(unsigned*)(resource + 96) = 132;
+  return OK;
+}
+Result cuDevSmResourceSplitByCount(char* groups, unsigned* n, const char* whole, char* rest,
+                                   unsigned flags, unsigned n_sms) {
+  unsigned most = *(unsigned*)(whole + 96) / n_sms;
+  if (*n > most) *n = most;
+  for (unsigned i = 0; groups && i < *n; i++) {
+    memcpy(groups + 144 * i, whole, 144);
+    *(unsigned*)(groups + 144 * i + 96) = n_sms;
+  }
+  return OK;
+}
+Result cuDevResourceGenerateDesc(Any* description, Any resources, unsigned n) {
+  *description = (Any)1;
+  return n == 1 ? OK : INVALID_VALUE;
+}
+Result cuGreenCtxCreate(Any* context, Any description, int device, unsigned flags) {
+  *context = made(1);
+  return flags == 1 ? OK : INVALID_VALUE;
+}
+Result cuGreenCtxDestroy(Any context) { return gone(context); }
+Result cuGreenCtxStreamCreate(Any* stream, Any context, unsigned flags, int priority) {
+  *stream = made(1);
+  return flags == 1 ? OK : INVALID_VALUE;
+}
+
+// ---- streams, events
+Result cuStreamCreate(Any* stream, unsigned flags) { *stream = made(1); return OK; }
+Result cuStreamDestroy(Any stream) { return gone(stream); }
+Result cuStreamSynchronize(Any stream) { return OK; }
+Result cuEventCreate(Any* event, unsigned flags) { *event = made(1); return flags & 1 ? OK : 1; }
+Result cuEventDestroy(Any event) { return gone(event); }
+Result cuEventRecord(Any event, Any stream) { return OK; }
+Result cuEventSynchronize(Any event) {
+  MAY_FAIL;
+  pthread_mutex_lock(&lock);
+  while (held) pthread_cond_wait(&changed, &lock);
+  pthread_mutex_unlock(&lock);
+  return OK;
+}
+Result cuEventQuery(Any event) { MAY_FAIL; return held ? NOT_READY : OK; }
+Result cuEventElapsedTime(float* ms, Any start, Any end) { *ms = 2.5f; return OK; }
+
+// ---- memory
+Result cuMemAlloc(u64* address, size_t size) { MAY_FAIL; *address = (u64)made(size); return OK; }
+Result cuMemFree(u64 address) { return gone((Any)address); }
+Result cuMemHostAlloc(Any* address, size_t size, unsigned flags) {
+  *address = made(size);
+  return flags == 3 ? OK : INVALID_VALUE;
+}
+Result cuMemFreeHost(Any address) { return gone(address); }
+
+// ---- what is queued: run at once, or recorded
+typedef struct Step {
+  Any to, from;  // a copy, or
+  size_t size;
+  Any kernel, values[MOST_ARGUMENTS];  // a launch
+  struct Step* next;
+} Step;
+typedef struct { Step *first, **end; } Graph;
+static Any capturing;
+static Graph* recorded;
+
+static Result run(Step* step) {
+  if (step->kernel) {
+    __sync_fetch_and_add(&n_launched, 1);
+    return ((int (*)(Any*))step->kernel)(step->values);
+  }
+  memcpy(step->to, step->from, step->size);
+  return OK;
+}
+static Result queue(Any stream, Step step) {
+  if (!capturing || stream != capturing) return run(&step);
+  *recorded->end = malloc(sizeof step);
+  **recorded->end = step;
+  recorded->end = &(*recorded->end)->next;
+  return OK;
+}
+Result cuMemcpyHtoDAsync(u64 to, Any from, size_t size, Any stream) {
+  __sync_fetch_and_add(&n_copied, size);
+  return queue(stream, (Step){.to = (Any)to, .from = from, .size = size});
+}
+Result cuMemcpyDtoHAsync(Any to, u64 from, size_t size, Any stream) {
+  return queue(stream, (Step){.to = to, .from = (Any)from, .size = size});
+}
+Result cuMemsetD8Async(u64 to, unsigned char value, size_t size, Any stream) {
+  memset((Any)to, value, size);
+  return OK;
+}
+
+// ---- modules, launches
+Result cuModuleLoadData(Any* module, const char* image) {
+  MAY_FAIL;
+  __sync_fetch_and_add(&n_allocations, 1);
+  *module = dlopen(image, RTLD_NOW | RTLD_LOCAL);
+  return *module ? OK : INVALID_IMAGE;
+}
+Result cuModuleUnload(Any module) { return OK; }
+Result cuModuleGetFunction(Any* function, Any module, const char* name) {
+  *function = dlsym(module, name);
+  return *function ? OK : NOT_FOUND;
+}
+Result cuFuncSetAttribute(Any function, int attribute, int value) { return OK; }
+typedef struct { int id, pad; unsigned value[16]; } Attribute;
+typedef struct {
+  unsigned grid[3], block[3], shared_bytes;
+  Any stream;
+  Attribute* attributes;
+  unsigned n_attributes;
+} Config;
+Result cuLaunchKernelEx(Config* config, Any kernel, Any* parameters, Any extra) {
+  for (unsigned i = 0; i < config->n_attributes; i++) {
+    Attribute* a = &config->attributes[i];
+    if (a->id == 4 ? a->value[0] < 2 || a->value[1] != 1 : a->id != 6 || a->value[0] != 1)
+      return INVALID_VALUE;
+  }
+  Step step = {.kernel = kernel};
+  for (int i = 0; i < MOST_ARGUMENTS && parameters[i]; i++) step.values[i] = parameters[i];
+  return queue(config->stream, step);
+}
+Result cuOccupancyMaxActiveClusters(int* n, Any function, Config* config) { *n = 17; return OK; }
+Result cuOccupancyMaxActiveBlocksPerMultiprocessor(int* n, Any f, int block, size_t shared) {
+  *n = 2;
+  return OK;
+}
+Result cuTensorMapEncodeTiled(u64* map, int type, unsigned rank, Any address, const u64* sizes,
+                              const u64* strides, const unsigned* box, const unsigned* steps,
+                              int interleave, int swizzle, int promotion, int outside) {
+  if ((u64)map % 64 || rank != 2 || (u64)address % 16 || strides[0] % 16) return INVALID_VALUE;
+  u64 all[] = {(u64)address, sizes[0], sizes[1], strides[0], box[0], box[1], swizzle, type};
+  memcpy(map, all, sizeof all);
+  return OK;
+}
+
+// ---- graphs
+Result cuStreamBeginCapture(Any stream, int mode) {
+  capturing = stream;
+  recorded = made(sizeof *recorded);
+  recorded->first = NULL;
+  recorded->end = &recorded->first;
+  return OK;
+}
+Result cuStreamEndCapture(Any stream, Any* graph) {
+  capturing = NULL;
+  *graph = recorded;
+  return OK;
+}
+Result cuGraphInstantiateWithFlags(Any* exec, Graph* graph, u64 flags) {
+  MAY_FAIL;
+  Graph* copy = made(sizeof *copy);
+  *copy = *graph;
+  *exec = copy;
+  return OK;
+}
+Result cuGraphDestroy(Any graph) { return gone(graph); }
+Result cuGraphExecDestroy(Any exec) { return gone(exec); }
+Result cuGraphUpload(Any exec, Any stream) { return OK; }
+Result cuGraphLaunch(Graph* exec, Any stream) {
+  MAY_FAIL;
+  for (Step* step = exec->first; step; step = step->next) {
+    Result result = run(step);
+    if (result) return result;
+  }
+  return OK;
+}
+
+Result cuGetProcAddress_v2(const char* name, Any* function, int version, u64 flags, int* status) {
+  static Any self;
+  Dl_info here;
+  if (!self && dladdr((Any)cuInit, &here)) self = dlopen(here.dli_fname, RTLD_NOW);
+  *function = dlsym(self, name);
+  if (status) *status = *function ? 0 : 1;
+  return *function ? OK : NOT_FOUND;
+}
