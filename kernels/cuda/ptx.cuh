@@ -102,7 +102,6 @@ DEVICE void cp_async(u32 to, const void* from, int n_bytes = 16) { asm volatile(
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> DEVICE void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 // ---- mbarriers (sm_90). A waiter passes the parity of the phase that it waits for.
 DEVICE void mbarrier_init(u32 bar, u32 arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(arrivals) : "memory"); }
 DEVICE void mbarrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
@@ -138,6 +137,7 @@ DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;
 DEVICE void cluster_sync() { cluster_arrive(); cluster_wait(); }
 
 // ---- programmatic dependent launches (sm_90): what follows the wait sees the launch before it, whole
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 DEVICE void dependents_may_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 DEVICE void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 #else

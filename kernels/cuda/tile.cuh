@@ -1,0 +1,391 @@
+// The row tile: a cluster of C blocks owns R rows of the batch and runs a whole graph over them.
+//
+// Every block holds all values of all R rows in shared memory. A value lies in 16-byte chunks,
+// [chunk][row][16 bytes]: 8 halves or 4 floats of one row, so that ldmatrix and 16-byte accesses
+// meet no bank conflict without padding, and n columns of all rows are one contiguous range. A
+// Linear is split by columns: each block computes 1/C of them, with weights that only it reads, and
+// copies its columns to the other blocks (bulk copies over distributed shared memory). Everything
+// else is computed by each block for itself, which costs less than an exchange.
+//
+// One warp produces: it streams the weights of all Linears, packed in the order in which the tensor
+// cores read them, through a ring of NS stages. The other NW warps consume.
+//
+// Cfg, which the emitter writes, has: T (Fp16 or Bf16), R, C, NW, NS, SB (bytes of a stage), and
+// STREAM (false: no producer, no ring; weights are read from global memory, for sm_80).
+#pragma once
+#include "ptx.cuh"
+
+DEVICE constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// What the barriers of a block are. Two gather barriers take turns, since a peer may be one Linear
+// ahead, never two: it needs this block's columns.
+template <class Cfg> struct Tile {
+  static constexpr int R = Cfg::R, C = Cfg::C, NW = Cfg::NW, NS = Cfg::NS, SB = Cfg::SB;
+  static constexpr int BARRIERS = 16 * NS + 24;  // bytes: full and empty of each stage, gather 2x, constants
+  static constexpr int CONSUMERS = NW * 32;
+  typedef typename Cfg::T T;
+  u32 base, ring;             // shared addresses; barriers lie at base
+  int warp, lane, row0, n_rows;
+  u32 rank;
+  int slot; u32 parity;       // of the ring
+  u32 n_gathers;
+
+  DEVICE u32 full(int i) const { return base + 8 * i; }
+  DEVICE u32 empty(int i) const { return base + 8 * (NS + i); }
+  DEVICE u32 gather_bar() const { return base + 16 * NS + (n_gathers & 1) * 8; }
+  DEVICE u32 constants_bar() const { return base + 16 * NS + 16; }
+
+  // All threads call it first. Afterwards the producer may stream; consumers call meet() before the
+  // first exchange.
+  DEVICE void open(u32 shared, u32 ring_offset, int rows) {
+    base = shared; ring = shared + ring_offset;
+    warp = threadIdx.x >> 5; lane = threadIdx.x & 31;
+    rank = 0;
+    if constexpr (C > 1) rank = cluster_rank();
+    row0 = blockIdx.x / C * R; n_rows = rows;
+    slot = 0; parity = 0; n_gathers = 0;
+    if constexpr (Cfg::STREAM) {
+      if (warp == NW && lane == 0) {
+        for (int i = 0; i < NS; i++) { mbarrier_init(full(i), 1); mbarrier_init(empty(i), NW); }
+        mbarrier_init(base + 16 * NS, NW); mbarrier_init(base + 16 * NS + 8, NW);
+        mbarrier_init(constants_bar(), 1);
+        mbarrier_init_fence();
+      }
+      if (warp == NW) __syncwarp();
+    }
+  }
+  // The producer arrives without waiting; consumers wait until every block's barriers stand.
+  DEVICE void meet_producer() { if constexpr (C > 1) cluster_arrive(); else named_barrier_arrive(2, CONSUMERS + 32); }
+  DEVICE void meet_consumer() { if constexpr (C > 1) { cluster_arrive(); cluster_wait(); } else if (Cfg::STREAM) named_barrier(2, CONSUMERS + 32); }
+  DEVICE void close_producer() { if constexpr (C > 1) { cluster_wait(); cluster_arrive(); cluster_wait(); } }
+  DEVICE void close_consumer() { if constexpr (C > 1) { cluster_arrive(); cluster_wait(); } }  // a peer may still write here
+
+  DEVICE void sync() { named_barrier(1, CONSUMERS); }
+  DEVICE void next() { if (++slot == NS) { slot = 0; parity ^= 1; } }
+  // Every warp of this block has arrived and the peers' columns are here.
+  DEVICE void gathered() {
+    if constexpr (C > 1) { mbarrier_wait_cluster(gather_bar(), n_gathers >> 1 & 1); n_gathers++; } else sync();
+  }
+  // The row of the batch that tile row r stands for: the last one again beyond the end.
+  DEVICE int row(int r) const { int i = row0 + r; return i < n_rows ? i : n_rows - 1; }
+};
+
+// ---- elements of values in shared memory: r is a row of the tile, c a column of the value
+template <int R> DEVICE u32 half_address(u32 value, int r, int c) { return value + ((c >> 3) * R + r) * 16 + (c & 7) * 2; }
+template <int R> DEVICE u32 float_address(u32 value, int r, int c) { return value + ((c >> 2) * R + r) * 16 + (c & 3) * 4; }
+template <int R, class T> DEVICE float load_half(u32 value, int r, int c) { return T::unpack(load_shared_u16(half_address<R>(value, r, c))); }
+template <int R> DEVICE float load_float(u32 value, int r, int c) { return load_shared_f32(float_address<R>(value, r, c)); }
+
+// ---- row-major matrices in global memory. `at` takes a row of the batch. WRITTEN: an earlier launch of the chain
+// wrote it, so that the read-only path must not be taken.
+struct Float32 { static constexpr int BYTES = 4; };
+template <class E> struct Element { static constexpr int BYTES = 2; static DEVICE float read(const u8* p) { return E::unpack(*(const u16*)p); } };
+template <> struct Element<Float32> { static constexpr int BYTES = 4; static DEVICE float read(const u8* p) { return *(const float*)p; } };
+template <class E, int LD> DEVICE float load_matrix(const u8* matrix, int row, int column) {
+  return Element<E>::read(matrix + ((u64)row * LD + column) * Element<E>::BYTES);
+}
+// 8 columns from a 16-byte aligned place, as halves.
+template <class T, class E> DEVICE U32x4 load_eight(const u8* p) {
+  if constexpr (Element<E>::BYTES == 2) return load_global_u32x4(p);
+  else {
+    U32x4 a = load_global_u32x4(p), b = load_global_u32x4(p + 16), v;
+    v.x = T::pack2(__uint_as_float(a.x), __uint_as_float(a.y)); v.y = T::pack2(__uint_as_float(a.z), __uint_as_float(a.w));
+    v.z = T::pack2(__uint_as_float(b.x), __uint_as_float(b.y)); v.w = T::pack2(__uint_as_float(b.z), __uint_as_float(b.w));
+    return v;
+  }
+}
+
+// ---- steps. A step writes `value`; sync() or gathered() must stand between it and a reader of another warp.
+
+// Columns [column, column + WIDTH) of a row-major matrix become a value of halves, with zeros up to CHUNKS * 8 columns.
+// `row(r)` gives the matrix's row for a tile row. ALIGNED: every row's first element lies at a multiple of 16 bytes.
+template <class Cfg, class E, int WIDTH, int CHUNKS, int LD, bool ALIGNED, class Row>
+DEVICE void load_columns(const Tile<Cfg>& tile, u32 value, const u8* matrix, int column, Row row) {
+  constexpr int R = Cfg::R, BYTES = Element<E>::BYTES, WHOLE = ALIGNED ? WIDTH / 8 : 0;
+  const int thread = tile.warp * 32 + tile.lane;
+  if constexpr (WHOLE > 0) {
+    // Several loads are in flight before the first is stored; neighbouring threads read along a row.
+#pragma unroll 4
+    for (int i = thread; i < R * WHOLE; i += Cfg::NW * 32) {
+      const int r = i / WHOLE, chunk = i - r * WHOLE;
+      store_shared_u32x4(value + (chunk * R + r) * 16, load_eight<typename Cfg::T, E>(matrix + ((u64)row(r) * LD + column + chunk * 8) * BYTES));
+    }
+  }
+  for (int i = thread; i < R * (CHUNKS - WHOLE); i += Cfg::NW * 32) {
+    const int r = i % R, chunk = WHOLE + i / R;
+    float v[8];
+#pragma unroll
+    for (int j = 0; j < 8; j++) v[j] = chunk * 8 + j < WIDTH ? load_matrix<E, LD>(matrix, row(r), column + chunk * 8 + j) : 0.f;
+    store_shared_u32x4(value + (chunk * R + r) * 16, U32x4{Cfg::T::pack2(v[0], v[1]), Cfg::T::pack2(v[2], v[3]), Cfg::T::pack2(v[4], v[5]), Cfg::T::pack2(v[6], v[7])});
+  }
+}
+
+// Calls f(r, c) for each row and column c < WIDTH and stores its results, with zeros up to CHUNKS chunks.
+template <class Cfg, int WIDTH, int CHUNKS, class F> DEVICE void map_half(const Tile<Cfg>& tile, u32 value, F f) {
+  for (int i = tile.warp * 32 + tile.lane; i < Cfg::R * CHUNKS; i += Cfg::NW * 32) {
+    const int r = i % Cfg::R, c = i / Cfg::R * 8;
+    float v[8];
+#pragma unroll
+    for (int j = 0; j < 8; j++) v[j] = CHUNKS * 8 == WIDTH || c + j < WIDTH ? f(r, c + j) : 0.f;
+    store_shared_u32x4(value + (c / 8 * Cfg::R + r) * 16, U32x4{Cfg::T::pack2(v[0], v[1]), Cfg::T::pack2(v[2], v[3]), Cfg::T::pack2(v[4], v[5]), Cfg::T::pack2(v[6], v[7])});
+  }
+}
+template <class Cfg, int WIDTH, class F> DEVICE void map_float(const Tile<Cfg>& tile, u32 value, F f) {
+  for (int i = tile.warp * 32 + tile.lane; i < Cfg::R * WIDTH; i += Cfg::NW * 32) {
+    const int r = i % Cfg::R, c = i / Cfg::R;
+    store_shared_f32(float_address<Cfg::R>(value, r, c), f(r, c));
+  }
+}
+// Calls f(r, c) and hands its results to a row-major matrix; rows beyond the batch are left out. Blocks share the rows.
+template <class Cfg, class E, int WIDTH, int LD, class F> DEVICE void map_matrix(const Tile<Cfg>& tile, u8* matrix, int column, F f) {
+  constexpr int ROWS = ceil_div(Cfg::R, Cfg::C);
+  for (int i = tile.warp * 32 + tile.lane; i < ROWS * WIDTH; i += Cfg::NW * 32) {
+    const int r = (int)tile.rank * ROWS + i / WIDTH, c = i % WIDTH;
+    if (r >= Cfg::R || tile.row0 + r >= tile.n_rows) continue;
+    const float v = f(r, c);
+    u8* to = matrix + ((u64)(tile.row0 + r) * LD + column + c) * Element<E>::BYTES;
+    if constexpr (Element<E>::BYTES == 4) *(float*)to = v; else *(u16*)to = (u16)E::pack2(v, 0.f);
+  }
+}
+// As map_float, of sums (or maxima ...): f(r, c, k) for k < COUNT is folded by `fold`, from `first`; LANES threads share one
+// result. finish(v) is stored.
+template <class Cfg, int WIDTH, int COUNT, int LANES, class F, class Fold, class Finish>
+DEVICE void reduce_float(const Tile<Cfg>& tile, u32 value, float first, F f, Fold fold, Finish finish) {
+  constexpr int ITEMS = Cfg::R * WIDTH, GROUPS = Cfg::NW * 32 / LANES;
+  const int thread = tile.warp * 32 + tile.lane;
+  for (int i = thread / LANES; i < ceil_div(ITEMS, GROUPS) * GROUPS; i += GROUPS) {  // whole warps stay together for the shuffles
+    const int item = i < ITEMS ? i : ITEMS - 1, r = item % Cfg::R, c = item / Cfg::R;
+    float v = first;
+    for (int k = thread % LANES; k < COUNT; k += LANES) v = fold(v, f(r, c, k));
+#pragma unroll
+    for (int lanes = LANES / 2; lanes; lanes >>= 1) v = fold(v, shuffle_xor(v, lanes));
+    if (i < ITEMS && thread % LANES == 0) store_shared_f32(float_address<Cfg::R>(value, r, c), finish(v));
+  }
+}
+// Softmax of f(r, c, k) over k < COUNT for each c < WIDTH; `to(r, c, k, v)` stores. LANES threads share one.
+template <class Cfg, int WIDTH, int COUNT, int LANES, class F, class To> DEVICE void softmax(const Tile<Cfg>& tile, F f, To to) {
+  constexpr int ITEMS = Cfg::R * WIDTH, GROUPS = Cfg::NW * 32 / LANES;
+  const int thread = tile.warp * 32 + tile.lane;
+  for (int i = thread / LANES; i < ceil_div(ITEMS, GROUPS) * GROUPS; i += GROUPS) {
+    const int item = i < ITEMS ? i : ITEMS - 1, r = item % Cfg::R, c = item / Cfg::R;
+    float top = -__int_as_float(0x7f800000), sum = 0.f;
+    for (int k = thread % LANES; k < COUNT; k += LANES) { const float v = f(r, c, k); top = v > top || v != v ? v : top; }
+#pragma unroll
+    for (int lanes = LANES / 2; lanes; lanes >>= 1) { const float v = shuffle_xor(top, lanes); top = v > top || v != v ? v : top; }
+    for (int k = thread % LANES; k < COUNT; k += LANES) sum += __expf(f(r, c, k) - top);
+#pragma unroll
+    for (int lanes = LANES / 2; lanes; lanes >>= 1) sum += shuffle_xor(sum, lanes);
+    const float scale = 1.f / sum;
+    if (i < ITEMS) for (int k = thread % LANES; k < COUNT; k += LANES) to(r, c, k, __expf(f(r, c, k) - top) * scale);
+  }
+}
+// The K largest of f(r, c, k), k < COUNT, sorted; SIGN -1 for the smallest. One thread a (row, c): counts are small.
+template <class Cfg, int WIDTH, int COUNT, int K, int SIGN, class F, class To> DEVICE void top_k(const Tile<Cfg>& tile, F f, To to) {
+  for (int i = tile.warp * 32 + tile.lane; i < Cfg::R * WIDTH; i += Cfg::NW * 32) {
+    const int r = i % Cfg::R, c = i / Cfg::R;
+    float last = __int_as_float(0x7f800000); int last_k = -1;  // those after it, in the order (value, index), are left
+    for (int n = 0; n < K; n++) {
+      float best = -__int_as_float(0x7f800000); int best_k = COUNT;
+      for (int k = 0; k < COUNT; k++) {
+        const float v = SIGN * f(r, c, k);
+        if ((v < last || (v == last && k > last_k)) && (v > best || best_k == COUNT)) { best = v; best_k = k; }
+      }
+      to(r, c, n, SIGN * best); last = best; last_k = best_k;
+    }
+  }
+}
+
+// ---- Linear: N columns over the tensor cores, from values of halves
+//
+// acc[m][j] holds rows 16 m .. and the j-th of the warp's TN tiles of 8 columns. K runs in steps of 32: a weight chunk of
+// 512 bytes a tile holds the B fragments of two m16n8k16 products, one 16-byte load a lane.
+template <class Cfg, int N> struct Linear {
+  static constexpr int R = Cfg::R, C = Cfg::C, NW = Cfg::NW, MT = R / 16;
+  static constexpr int TILES = ceil_div(ceil_div(N, 8), C), TN = ceil_div(TILES, NW), STEP = TILES * 512;
+  static constexpr int KS = Cfg::SB / STEP;                   // steps of a full stage
+  static constexpr int CHAINS = TN * MT >= 4 ? 1 : 2;         // two sums where one alone would wait for itself
+  static_assert(!Cfg::STREAM || KS >= 1, "a stage holds less than one step");
+  struct Sums { float acc[CHAINS][MT][TN][4]; };
+
+  template <int K32> static DEVICE void produce(Tile<Cfg>& tile, const u8*& weights) {
+    for (int k = 0; k < K32; k += KS) {
+      const int bytes = (K32 - k < KS ? K32 - k : KS) * STEP;
+      mbarrier_wait(tile.empty(tile.slot), tile.parity ^ 1);
+      mbarrier_arrive_expect(tile.full(tile.slot), bytes);
+      bulk_copy_to_shared(tile.ring + tile.slot * Cfg::SB, weights, bytes, tile.full(tile.slot));
+      weights += bytes;
+      tile.next();
+    }
+  }
+  static DEVICE void clear(Sums& s) {
+#pragma unroll
+    for (int h = 0; h < CHAINS; h++)
+#pragma unroll
+      for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int j = 0; j < TN; j++)
+#pragma unroll
+          for (int i = 0; i < 4; i++) s.acc[h][m][j][i] = 0.f;
+  }
+  template <class Load> static DEVICE void step(Sums& s, u32 a_address, Load b_of) {
+    u32 a[MT][2][4];
+#pragma unroll
+    for (int m = 0; m < MT; m++) { ldmatrix_x4(a[m][0], a_address + m * 256); ldmatrix_x4(a[m][1], a_address + m * 256 + R * 32); }
+#pragma unroll
+    for (int j = 0; j < TN; j++) {
+      const U32x4 b = b_of(j);
+#pragma unroll
+      for (int m = 0; m < MT; m++) Cfg::T::mma(s.acc[0][m][j], a[m][0], b.x, b.y);
+#pragma unroll
+      for (int m = 0; m < MT; m++) Cfg::T::mma(s.acc[CHAINS - 1][m][j], a[m][1], b.z, b.w);
+    }
+  }
+  // Adds the product of K32 * 32 columns of a value (from its address on) and the next weights of the stream.
+  template <int K32> static DEVICE void accumulate(Tile<Cfg>& tile, Sums& s, u32 value, const u8*& weights) {
+    u32 a = value + ((tile.lane >> 4) * R + (tile.lane & 15)) * 16;
+    if constexpr (!Cfg::STREAM) {
+      const u8* mine = weights + tile.warp * TN * 512 + tile.lane * 16;
+#pragma unroll 1
+      for (int k = 0; k < K32; k++, a += R * 64, mine += STEP)
+        step(s, a, [&](int j) { return TILES % NW == 0 || tile.warp * TN + j < TILES ? load_global_u32x4_constant(mine + j * 512) : U32x4{0, 0, 0, 0}; });
+      weights += K32 * STEP;
+    } else {
+      u32 offset[TN];  // surplus tiles repeat the last one
+#pragma unroll
+      for (int j = 0; j < TN; j++) { const int t = tile.warp * TN + j; offset[j] = (t < TILES ? t : TILES - 1) * 512 + tile.lane * 16; }
+      for (int k = 0; k < K32; k += KS) {
+        mbarrier_wait(tile.full(tile.slot), tile.parity);
+        const u32 b = tile.ring + tile.slot * Cfg::SB;
+#pragma unroll
+        for (int kk = 0; kk < (KS < K32 ? KS : K32); kk++) {
+          if (K32 % KS == 0 || k + kk < K32) { step(s, a, [&](int j) { return load_shared_u32x4(b + kk * STEP + offset[j]); }); a += R * 64; }
+        }
+        // A slot is freed one stage late: freed at once, a copy was seen to overtake the last loads from it.
+        if (k) { __syncwarp(); if (tile.lane == 0) mbarrier_arrive(tile.empty(tile.slot ? tile.slot - 1 : Cfg::NS - 1)); }
+        tile.next();
+      }
+      __syncwarp();
+      if (tile.lane == 0) mbarrier_arrive(tile.empty(tile.slot ? tile.slot - 1 : Cfg::NS - 1));
+    }
+  }
+  // Adds biases (floats in shared memory, this block's columns), calls epilogue(r, c, v0, v1) on pairs of columns, stores them
+  // in `value` (halves or floats) and sends them to the peers. Columns N and beyond become zeros. gathered() must follow.
+  template <bool HALVES, class Epilogue> static DEVICE void finish(Tile<Cfg>& tile, Sums& s, u32 value, u32 bias, Epilogue epilogue) {
+    constexpr int TILE_BYTES = R * 8 * (HALVES ? 2 : 4);
+    const int t0 = tile.warp * TN, first = (int)tile.rank * TILES;
+#pragma unroll
+    for (int j = 0; j < TN; j++) {
+      const int t = t0 + j, c = (first + t) * 8 + 2 * (tile.lane & 3);
+      if (t < TILES) {
+        const F32x2 b = load_shared_f32x2(bias + (t * 8 + 2 * (tile.lane & 3)) * 4);
+#pragma unroll
+        for (int m = 0; m < MT; m++)
+#pragma unroll
+          for (int h = 0; h < 2; h++) {
+            float v0 = s.acc[0][m][j][2 * h] + b.x, v1 = s.acc[0][m][j][2 * h + 1] + b.y;
+            if (CHAINS == 2) { v0 += s.acc[CHAINS - 1][m][j][2 * h]; v1 += s.acc[CHAINS - 1][m][j][2 * h + 1]; }
+            const int r = m * 16 + h * 8 + (tile.lane >> 2);
+            if (TILES * C * 8 == N || c < N) epilogue(r, c, v0, v1); else v0 = 0.f;
+            if (TILES * C * 8 != N && c + 1 >= N) v1 = 0.f;
+            if (HALVES) store_shared_u32(half_address<R>(value, r, c), Cfg::T::pack2(v0, v1));
+            else { store_shared_f32(float_address<R>(value, r, c), v0); store_shared_f32(float_address<R>(value, r, c + 1), v1); }
+          }
+      }
+    }
+    if constexpr (C > 1) {
+      fence_async_shared();
+      __syncwarp();
+      const int n = TILES - t0 < TN ? TILES - t0 : TN;
+      if (n > 0 && tile.lane < C && tile.lane != (int)tile.rank) {
+        const u32 from = value + (first + t0) * TILE_BYTES;
+        bulk_copy_to_cluster(map_to_rank(from, tile.lane), from, n * TILE_BYTES, map_to_rank(tile.gather_bar(), tile.lane));
+      }
+      if (tile.lane == 0) {
+        if (tile.warp == 0) mbarrier_arrive_expect(tile.gather_bar(), (C - 1) * TILES * TILE_BYTES); else mbarrier_arrive(tile.gather_bar());
+      }
+    }
+  }
+};
+// Zeros for the chunks of a value that nothing else writes, and that a Linear's last step of 32 columns will read.
+template <class Cfg> DEVICE void zero_chunks(const Tile<Cfg>& tile, u32 value, int first, int n) {
+  for (int i = tile.warp * 32 + tile.lane; i < n * Cfg::R; i += Cfg::NW * 32) store_shared_u32x4(value + first * Cfg::R * 16 + i * 16, U32x4{0, 0, 0, 0});
+}
+
+// A Linear of few outputs: a warp a row, lanes along K, weights as floats in shared memory, [N][K]. x(r, k) gives the input.
+// `to(r, n, v)` gets each sum; every lane calls it for one n.
+template <class Cfg, int N, int K, class X, class To> DEVICE void narrow_linear(const Tile<Cfg>& tile, u32 weights, X x, To to) {
+  static_assert(N <= 32, "a lane an output");
+  for (int r = tile.warp; r < Cfg::R; r += Cfg::NW) {
+    float sum[N];
+#pragma unroll
+    for (int n = 0; n < N; n++) sum[n] = 0.f;
+#pragma unroll 4
+    for (int k = tile.lane; k < K; k += 32) {
+      const float v = x(r, k);
+#pragma unroll
+      for (int n = 0; n < N; n++) sum[n] += v * load_shared_f32(weights + (n * K + k) * 4);
+    }
+    float mine = 0.f;
+#pragma unroll
+    for (int n = 0; n < N; n++) { const float v = warp_sum(sum[n]); if (tile.lane == n) mine = v; }
+    if (tile.lane < N) to(r, tile.lane, mine);
+  }
+}
+// out(r, g, n) = sum_k x(r, g, k) w[g or 0][k][n] for G groups of rows of weights, in fp32, a thread four rows of a column.
+// Weights are floats in global memory. For shapes that tensor cores do not suit, and for fp32 throughout.
+template <class Cfg, int G, int N, int K, bool GROUPED, class X, class To> DEVICE void contract(const Tile<Cfg>& tile, const float* weights, X x, To to) {
+  constexpr int ROWS = 4;
+  for (int i = tile.warp * 32 + tile.lane; i < Cfg::R / ROWS * G * N; i += Cfg::NW * 32) {
+    const int n = i % N, g = i / N % G, r0 = i / (N * G) * ROWS;
+    const float* w = weights + (GROUPED ? g * K * N : 0) + n;
+    float sum[ROWS] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll 4
+    for (int k = 0; k < K; k++) {
+      const float v = w[k * N];
+#pragma unroll
+      for (int q = 0; q < ROWS; q++) sum[q] += v * x(r0 + q, g, k);
+    }
+#pragma unroll
+    for (int q = 0; q < ROWS; q++) to(r0 + q, g, n, sum[q]);
+  }
+}
+
+// Dot products of all pairs of F vectors of D elements of a row (DLRM's interaction, arXiv 1906.00091): a warp a row, on
+// the tensor cores. fetch(r, v, part, f) gives the D / 4 halves [part * D / 4 ..) of vector v < F as D / 8 words; the order
+// of columns within a product is free as long as A and B agree. to(r, i, j, dot) is called for j < i (DIAGONAL: j <= i).
+template <class Cfg, int F, int D, bool DIAGONAL, class Fetch, class To> DEVICE void pair_dots(const Tile<Cfg>& tile, Fetch fetch, To to) {
+  static_assert(F <= 32 && D % 32 == 0, "two m-tiles; a lane fetches 16 bytes at least");
+  constexpr int MT = ceil_div(F, 16), WORDS = D / 8;
+  const int g = tile.lane >> 2, t = tile.lane & 3;
+#pragma unroll 1
+  for (int r = tile.warp; r < Cfg::R; r += Cfg::NW) {
+    u32 f[2 * MT][WORDS];
+#pragma unroll
+    for (int j = 0; j < 2 * MT; j++) {
+#pragma unroll
+      for (int i = 0; i < WORDS; i++) f[j][i] = 0;
+      if (8 * j + g < F) fetch(r, 8 * j + g, t, f[j]);
+    }
+    float acc[MT][2 * MT][4];
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+      for (int n = 0; n < 2 * m + 2; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) acc[m][n][i] = 0.f;
+#pragma unroll
+        for (int k = 0; k < WORDS / 2; k++) {
+          const u32 a[4] = {f[2 * m][2 * k], f[2 * m + 1][2 * k], f[2 * m][2 * k + 1], f[2 * m + 1][2 * k + 1]};
+          Cfg::T::mma(acc[m][n], a, f[n][2 * k], f[n][2 * k + 1]);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const int zi = 16 * m + g + 8 * (i >> 1), zj = 8 * n + 2 * t + (i & 1);
+          if (zi < F && (DIAGONAL ? zj <= zi : zj < zi)) to(r, zi, zj, acc[m][n][i]);
+        }
+      }
+  }
+}
+// 8 halves of a value, from a column that is a multiple of 8.
+template <int R> DEVICE U32x4 chunk_of(u32 value, int r, int c) { return load_shared_u32x4(value + ((c >> 3) * R + r) * 16); }
+DEVICE void put_words(u32* words, U32x4 v) { words[0] = v.x; words[1] = v.y; words[2] = v.z; words[3] = v.w; }

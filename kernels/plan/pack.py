@@ -1,0 +1,75 @@
+"""Weights in the order in which kernels read them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.program import Precision
+
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+
+
+def to_storage(array: NDArray[np.generic], precision: Precision) -> NDArray[np.uint16]:
+    """Round floats to 16-bit storage, to nearest even; fp16 saturates at its largest finite value."""
+    values = np.ascontiguousarray(array, np.float32)
+    if precision is Precision.BF16:
+        bits = values.view(np.uint32)
+        rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        return (rounded >> np.uint32(16)).astype(np.uint16)
+    largest = np.float32(np.finfo(np.float16).max)
+    return np.clip(values, -largest, largest).astype(np.float16).view(np.uint16)
+
+
+def pack_fragments(weight: F32, rank: int, cluster: int, precision: Precision) -> U8:
+    """Pack one block's columns of a Linear as B fragments of m16n8k16 products.
+
+    Args:
+        weight: float32 ``[k, n]``.
+        rank: Of the block in its cluster; it computes tiles of 8 columns ``[rank t, (rank + 1) t)``
+            where ``t = ceil(ceil(n / 8) / cluster)``.
+
+    Returns:
+        ``[k / 32][tile][lane][8]`` halves, k rounded up: two products' fragments a lane, in the
+        order of the PTX ISA's figure for .m16n8k16 B: rows 2 (lane % 4) + {0, 1, 8, 9}, column
+        lane / 4.
+    """
+    k, n = weight.shape
+    steps, tiles = -(-k // 32), -(-(-(-n // 8)) // cluster)
+    padded = np.zeros((steps * 32, tiles * 8 * cluster), np.float32)
+    padded[:k, :n] = weight
+    mine = padded[:, rank * tiles * 8 : (rank + 1) * tiles * 8]
+    # step, product, upper half, quarter, pair; tile, column
+    split = to_storage(mine, precision).reshape(steps, 2, 2, 4, 2, tiles, 8)
+    ordered = split.transpose(0, 5, 6, 3, 1, 2, 4)
+    return np.ascontiguousarray(ordered).view(np.uint8).ravel()
+
+
+def rank_columns(array: F32, rank: int, cluster: int) -> F32:
+    """Return the entries of ``[n]`` for one block's columns, zeros beyond n."""
+    tiles = -(-(-(-array.shape[0] // 8)) // cluster)
+    padded = np.zeros(tiles * 8 * cluster, np.float32)
+    padded[: array.shape[0]] = array
+    return padded[rank * tiles * 8 : (rank + 1) * tiles * 8]
+
+
+class Blob:
+    """Grows a byte array; every part starts at a multiple of ``alignment``."""
+
+    def __init__(self, alignment: int = 256) -> None:
+        self.alignment = alignment
+        self.size = 0
+        self._parts: list[U8] = []
+
+    def add(self, part: NDArray[np.generic]) -> int:
+        """Append an array's bytes; return where they begin."""
+        raw = np.ascontiguousarray(part).view(np.uint8).ravel()
+        start = -(-self.size // self.alignment) * self.alignment
+        self._parts += [np.zeros(start - self.size, np.uint8), raw]
+        self.size = start + raw.size
+        return start
+
+    def bytes(self) -> U8:
+        """Return everything so far."""
+        return np.concatenate([*self._parts, np.zeros(0, np.uint8)])

@@ -1,0 +1,206 @@
+"""Steps of a tile kernel, the values that they pass on, and where those lie in shared memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.plan.pack import F32, U8
+
+_ALIGNMENT = 128
+
+
+@attrs.define(eq=False)
+class Value:
+    """Columns of all rows of a tile, in chunks of 16 bytes.
+
+    Attributes:
+        halves: 16-bit elements, 8 to a chunk; else floats, 4 to a chunk.
+        columns: What is written, zeros included; a multiple of a chunk's. Readers may raise it
+            until the text of the steps is made.
+        offset: In bytes of shared memory; known once memory is allotted.
+    """
+
+    name: str
+    halves: bool
+    width: int
+    columns: int = 0
+    offset: int = -1
+
+    def __attrs_post_init__(self) -> None:
+        self.reserve(self.width)
+
+    @property
+    def per_chunk(self) -> int:
+        """Elements of a chunk."""
+        return 8 if self.halves else 4
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of a row."""
+        return self.columns // self.per_chunk
+
+    def reserve(self, columns: int) -> None:
+        """Make sure that the first ``columns`` columns exist."""
+        chunks = -(-columns // self.per_chunk)
+        self.columns = max(self.columns, chunks * self.per_chunk)
+
+    def size(self, rows: int) -> int:
+        """Bytes for a tile of so many rows."""
+        return -(-self.chunks * rows * 16 // _ALIGNMENT) * _ALIGNMENT
+
+
+@attrs.frozen(eq=False)
+class Stream:
+    """Weights of one tensor-core Linear, as the producer streams them.
+
+    Attributes:
+        n: Columns.
+        blocks: float32 ``[k_i, n]``, one for each source.
+    """
+
+    n: int
+    blocks: tuple[F32, ...]
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps of 32 rows of each block."""
+        return tuple(-(-block.shape[0] // 32) for block in self.blocks)
+
+
+@attrs.define(eq=False)
+class Step:
+    """What all threads of a block do between two barriers, or less.
+
+    Attributes:
+        title: For plans that people read.
+        text: Makes the CUDA text, once memory is allotted.
+        loads: Whether it only brings inputs in: it needs neither constants nor peers.
+        stream: Of a tensor-core Linear. Its result is gathered from the blocks of a cluster.
+        flops: Multiply-adds times two, for one row.
+    """
+
+    title: str
+    text: Callable[[], str]
+    reads: Sequence[Value] = ()
+    writes: Sequence[Value] = ()
+    loads: bool = False
+    stream: Stream | None = None
+    flops: int = 0
+
+
+@attrs.define(eq=False)
+class Constants:
+    """Floats and ints that a tile kernel keeps in shared memory, or reads from global memory.
+
+    Small tables lie in shared memory, a block of its own for each rank of the cluster.
+    """
+
+    cluster: int
+    shared_limit: int = 16_384
+    shared_size: int = 0
+    _shared: list[tuple[NDArray[np.generic], ...]] = attrs.field(factory=list)
+    _found: dict[bytes, int] = attrs.field(factory=dict)
+
+    def add(self, array: NDArray[np.generic]) -> int | None:
+        """Place 4-byte elements; return their offset, or None if they are too many for it."""
+        key = array.tobytes()
+        if key not in self._found:
+            if self.shared_size + array.nbytes > self.shared_limit:
+                return None
+            self._found[key] = self.add_ranked((array,) * self.cluster)
+        return self._found[key]
+
+    def add_ranked(self, arrays: tuple[NDArray[np.generic], ...]) -> int:
+        """Place one array for each rank, all of one size; return their offset."""
+        offset = self.shared_size
+        self._shared.append(arrays)
+        self.shared_size += -(-arrays[0].nbytes // 16) * 16
+        return offset
+
+    def bytes(self, rank: int) -> U8:
+        """Return a rank's block."""
+        block = np.zeros(self.shared_size, np.uint8)
+        offset = 0
+        for arrays in self._shared:
+            raw = np.ascontiguousarray(arrays[rank]).view(np.uint8).ravel()
+            block[offset : offset + raw.size] = raw
+            offset += -(-raw.size // 16) * 16
+        return block
+
+
+def order(steps: Sequence[Step]) -> list[Step]:
+    """Put what is ready ahead of Linears: row programs run while the first weights arrive."""
+    left, done, ordered = list(steps), set[Value](), list[Step]()
+    written = {value for step in steps for value in step.writes}
+    while left:
+        ready = [step for step in left if all(v in done or v not in written for v in step.reads)]
+        chosen = next((step for step in ready if step.stream is None), ready[0])
+        left.remove(chosen)
+        ordered.append(chosen)
+        done.update(chosen.writes)
+    return ordered
+
+
+def allot(steps: Sequence[Step], rows: int, *, gathers: bool) -> int:
+    """Give every value its offset; values that are not needed at once share memory.
+
+    Args:
+        rows: Of the tile.
+        gathers: Whether a Linear's columns come from other blocks. A block that is ahead writes
+            them as soon as it has passed the gather before, whatever this block is still reading:
+            such a value lives from the step after that gather.
+
+    Returns:
+        Bytes in all.
+    """
+    lives: dict[Value, tuple[int, int]] = {}
+    last_gather = -1
+    for index, step in enumerate(steps):
+        birth = index
+        if gathers and step.stream is not None:
+            birth, last_gather = last_gather + 1, index
+        for value in step.writes:
+            first, last = lives.get(value, (birth, index))
+            lives[value] = (min(first, birth), max(last, index))
+        for value in step.reads:
+            lives[value] = (lives[value][0], index)
+    placed: list[Value] = []
+    total = 0
+    for value in sorted(lives, key=lambda each: -each.size(rows)):
+        first, last = lives[value]
+        taken = sorted(
+            (other.offset, other.offset + other.size(rows))
+            for other in placed
+            if lives[other][0] <= last and first <= lives[other][1]
+        )
+        offset = 0
+        for start, end in taken:
+            if offset + value.size(rows) <= start:
+                break
+            offset = max(offset, end)
+        value.offset = offset
+        placed.append(value)
+        total = max(total, offset + value.size(rows))
+    return total
+
+
+def needs_barrier(step: Step, earlier: Sequence[Step], rows: int) -> bool:
+    """Whether a step must wait for steps since the last barrier to end in all warps."""
+
+    def meets(a: Sequence[Value], b: Sequence[Value]) -> bool:
+        return any(
+            one.offset < two.offset + two.size(rows) and two.offset < one.offset + one.size(rows)
+            for one in a
+            for two in b
+        )
+
+    return any(
+        meets(step.reads, other.writes)
+        or meets(step.writes, other.reads)
+        or meets(step.writes, other.writes)
+        for other in earlier
+    )

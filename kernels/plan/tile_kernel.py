@@ -1,0 +1,270 @@
+"""The text of a tile kernel: steps, barriers and the producer's stream, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import numpy as np
+
+from kernels.ir.node import Lead
+from kernels.plan.matrix import Matrix
+from kernels.plan.pack import Blob, pack_fragments
+from kernels.plan.steps import Step, allot, needs_barrier, order
+from kernels.plan.tile import TileBuilder
+from kernels.program import Argument, Launch, Pointer, Precision, Role, Target
+
+# A stage of the ring holds about so many bytes: large enough that a copy's latency is amortised,
+# small enough that several are in flight.
+_STAGE_BYTES = 16_384
+_MOST_STAGES = 8
+_FEWEST_STAGES = 3
+_CONSTANTS_OFFSET = 512
+
+
+@attrs.frozen
+class Layout:
+    """Where things lie in a block's shared memory, in bytes from its start."""
+
+    constants: int
+    requests: int
+    values: int
+    ring: int
+    stage_bytes: int
+    n_stages: int
+
+    @property
+    def total(self) -> int:
+        """Bytes that a launch asks for."""
+        return self.ring + self.stage_bytes * self.n_stages
+
+
+@attrs.frozen(eq=False)
+class TileKernel:
+    """A kernel's text and launch, before its weights have a place.
+
+    Attributes:
+        text: Without the includes; ``entry`` is its name.
+        blob: Constants and streams of all ranks, then large tables.
+        matrices: Parameters after the fixed ones, in order.
+    """
+
+    entry: str
+    text: str
+    blob: Blob
+    matrices: tuple[Matrix, ...]
+    layout: Layout
+    builder: TileBuilder
+    steps: tuple[Step, ...]
+    barriers: int
+
+
+def assemble(
+    builder: TileBuilder, entry: str, target: Target, *, dependent: bool
+) -> TileKernel | None:
+    """Put a phase's steps together; None if they do not fit shared memory."""
+    for steps in (order(builder.steps), builder.steps):
+        layout = _layout(builder, steps, target)
+        if layout is not None:
+            return _text(builder, entry, steps, layout, target, dependent=dependent)
+    return None
+
+
+def launch(
+    kernel: TileKernel, source: int, n_rows: int, weights: int, *, dependent: bool
+) -> Launch:
+    """Return a kernel's launch over a bucket's rows; its blob lies at ``weights``."""
+    shape = kernel.builder.shape
+    lead = kernel.builder.phase.lead
+    arguments: list[Argument] = [
+        Pointer(Role.WEIGHTS, weights),
+        Pointer(Role.COUNTS, 0 if lead is Lead.ROWS else 4),
+        Pointer(Role.REQUEST_OF_ROW),
+    ]
+    arguments += [matrix.pointer for matrix in kernel.matrices]
+    tiles = -(-n_rows // shape.rows)
+    streams = _streams(kernel.builder, target_streams=kernel.layout.n_stages > 0)
+    return Launch(
+        source=source,
+        entry=kernel.entry,
+        grid=(tiles * shape.cluster, 1, 1),
+        block=shape.warps * 32 + (32 if streams else 0),
+        arguments=tuple(arguments),
+        cluster=shape.cluster,
+        shared_bytes=kernel.layout.total,
+        dependent=dependent,
+    )
+
+
+def _streams(builder: TileBuilder, *, target_streams: bool) -> bool:
+    return target_streams or builder.shape.cluster > 1
+
+
+def _layout(builder: TileBuilder, steps: Sequence[Step], target: Target) -> Layout | None:
+    rows, cluster = builder.shape.rows, builder.shape.cluster
+    values_size = allot(steps, rows, gathers=cluster > 1)
+    constants = _CONSTANTS_OFFSET
+    requests = constants + -(-builder.constants.shared_size // 128) * 128
+    values = requests + -(-rows * 4 // 128) * 128
+    ring = values + values_size
+    room = target.shared_bytes - ring
+    strides = [
+        -(-(-(-step.stream.n // 8)) // cluster) * 512 for step in steps if step.stream is not None
+    ]
+    if room < 0:
+        return None
+    if not strides or not has_streams(target):
+        return Layout(constants, requests, values, ring, 0, 0)
+    # A stage holds whole steps of every Linear: of the widest at least one.
+    stage = max(stride * max(1, _STAGE_BYTES // stride) for stride in strides)
+    if room // stage < _FEWEST_STAGES:
+        stage = max(strides)
+    n_stages = min(_MOST_STAGES, room // stage)
+    if n_stages < _FEWEST_STAGES:
+        return None
+    return Layout(constants, requests, values, ring, stage, n_stages)
+
+
+def has_streams(target: Target) -> bool:
+    """Whether the card has bulk copies and clusters."""
+    return target.arch != "sm_80"
+
+
+def _text(
+    builder: TileBuilder,
+    entry: str,
+    steps: Sequence[Step],
+    layout: Layout,
+    target: Target,
+    *,
+    dependent: bool,
+) -> TileKernel:
+    shape = builder.shape
+    stream = layout.n_stages > 0 or shape.cluster > 1
+    bodies = [step.text() for step in steps]  # names parameters and fills tables: comes first
+    blob = Blob()
+    size = builder.constants.shared_size
+    ranks = [
+        np.concatenate(
+            [
+                builder.constants.bytes(rank),
+                *(
+                    pack_fragments(block, rank, shape.cluster, builder.precision)
+                    for step in steps
+                    if step.stream is not None
+                    for block in step.stream.blocks
+                ),
+            ]
+        )
+        for rank in range(shape.cluster)
+    ]
+    stride = -(-max((len(rank) for rank in ranks), default=0) // 256) * 256
+    for rank in ranks:
+        blob.add(np.concatenate([rank, np.zeros(stride - len(rank), np.uint8)]))
+    globals_at = blob.add(builder.globals.bytes())
+    storage = "Bf16" if builder.precision is Precision.BF16 else "Fp16"
+    matrices = tuple(builder.parameters)
+    parameters = "".join(f", u8* {name}" for name in builder.parameters.values())
+    n_threads = shape.warps * 32 + (32 if stream else 0)
+    lines = [
+        f"struct {entry}_cfg {{ typedef {storage} T; static constexpr int R = {shape.rows}, "
+        f"C = {shape.cluster}, NW = {shape.warps}, NS = {max(layout.n_stages, 1)}, "
+        f"SB = {max(layout.stage_bytes, 512)}; "
+        f"static constexpr bool STREAM = {'true' if stream else 'false'}; }};",
+        f"KERNEL void __launch_bounds__({n_threads}, 1) {entry}(const u8* weights, "
+        f"const int* counts, const int* request_of_row{parameters}) {{",
+        f"typedef {entry}_cfg Cfg;",
+        "DYNAMIC_SHARED(shared);",
+        "dependents_may_start();",
+        "Tile<Cfg> tile;",
+        f"tile.open(shared_address(shared), {layout.ring}, counts[0]);",
+        f"if (tile.row0 >= tile.n_rows) {{ {'wait_for_predecessor();' if dependent else ''} return; }}",
+        f"[[maybe_unused]] const u32 constants = tile.base + {layout.constants};",
+        f"[[maybe_unused]] const u32 requests = tile.base + {layout.requests};",
+        f"[[maybe_unused]] const u8* globals = weights + {globals_at};",
+        "[[maybe_unused]] const auto request = [&](int r) { return (int)load_shared_u32(requests + r * 4); };",
+        f"const u8* stream = weights + tile.rank * {stride} + {size};",
+    ]
+    named: set[str] = set()
+    for step in steps:
+        for value in step.writes:
+            if value.name not in named:
+                named.add(value.name)
+                at = layout.values + value.offset
+                lines.append(
+                    f"const u32 {value.name} = tile.base + {at};  // {value.width} columns"
+                )
+    if stream:
+        lines += _producer(builder, steps, stride, size)
+    if dependent:
+        lines.append("wait_for_predecessor();")
+    consumer, barriers = _consumer(builder, steps, bodies, stream=stream, stride=stride)
+    lines += [*consumer, "}"]
+    return TileKernel(
+        entry, "\n".join(lines), blob, matrices, layout, builder, tuple(steps), barriers
+    )
+
+
+def _producer(builder: TileBuilder, steps: Sequence[Step], stride: int, size: int) -> list[str]:
+    lines = ["if (tile.warp == Cfg::NW) {", "tile.meet_producer();", "if (tile.lane == 0) {"]
+    if size:
+        lines += [
+            f"mbarrier_arrive_expect(tile.constants_bar(), {size});",
+            f"bulk_copy_to_shared(constants, weights + tile.rank * {stride}, {size}, "
+            "tile.constants_bar());",
+        ]
+    for step in steps:
+        if step.stream is not None:
+            for n_steps in step.stream.steps:
+                lines.append(f"Linear<Cfg, {step.stream.n}>::produce<{n_steps}>(tile, stream);")
+    return [*lines, "}", "__syncwarp();", "tile.close_producer();", "return;", "}"]
+
+
+def _consumer(
+    builder: TileBuilder, steps: Sequence[Step], bodies: Sequence[str], *, stream: bool, stride: int
+) -> tuple[list[str], int]:
+    """Return the consumers' statements, and how many barriers stand between them."""
+    rows, cluster, size = builder.shape.rows, builder.shape.cluster, builder.constants.shared_size
+    lines: list[str] = []
+    if builder.reads_requests:
+        lines += [
+            "for (int i = threadIdx.x; i < Cfg::R; i += Cfg::NW * 32) "
+            "store_shared_u32(requests + i * 4, (u32)request_of_row[tile.row(i)]);",
+            "tile.sync();",
+        ]
+    met, barriers = False, 0
+    since: list[Step] = []
+    for step, body in zip(steps, bodies, strict=True):
+        if not step.loads and not met:
+            met = True
+            lines += _meeting(stream=stream, size=size)
+            if stream or size:
+                since = []
+        if needs_barrier(step, since, rows):
+            lines.append("tile.sync();")
+            barriers += 1
+            since = []
+        lines.append(f"// {step.title}")
+        lines.append(body)
+        since.append(step)
+        if step.stream is not None and cluster > 1:
+            lines.append("tile.gathered();")
+            barriers += 1
+            since = []
+    if not met:
+        lines += _meeting(stream=stream, size=size)
+    return [*lines, "tile.close_consumer();"], barriers
+
+
+def _meeting(*, stream: bool, size: int) -> list[str]:
+    """Let the producer's barriers be seen, and constants have arrived."""
+    if stream:
+        wait = ["mbarrier_wait(tile.constants_bar(), 0);"] if size else []
+        return ["tile.meet_consumer();", *wait]
+    if not size:
+        return []
+    return [
+        f"for (int i = threadIdx.x; i < {size // 4}; i += Cfg::NW * 32) "
+        "store_shared_u32(constants + i * 4, ((const u32*)weights)[i]);",
+        "tile.sync();",
+    ]
