@@ -173,7 +173,9 @@ def expand(call: Call, value: Value, target: Sequence[Size]) -> Value:
                 raise call.refuse(f"makes {size} of {local[axis]}")
             local[axis] = size
     node = _fit(call, value, view)
-    shape = tuple(local) if view.at is None else (node.lead or 1, *view.dims(tuple(local)))
+    shape: Shape = tuple(local)
+    if view.at is not None:
+        shape = (node.shape[0], *view.dims(tuple(local)))
     return Value(node if node.shape == shape else call.make(Op.EXPAND, node, shape=shape), view)
 
 
@@ -181,7 +183,7 @@ def with_rows(call: Call, value: Value) -> Value:
     """Return a value whose node has the lead that the ONNX tensor has."""
     if not value.is_alike or value.view.lead is None:
         return value
-    shape = (value.view.lead, *value.node.dims[1:])
+    shape: Shape = (value.view.lead, *value.node.dims[1:])
     return Value(call.make(Op.EXPAND, value.node, shape=shape), value.view)
 
 

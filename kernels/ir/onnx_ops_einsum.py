@@ -118,7 +118,7 @@ def _sizes(term: Term, labels: str) -> list[Size]:
 def _product_of(term: Term, labels: str) -> Size:
     total: Size = 1
     for size in _sizes(term, labels):
-        total = size * total if isinstance(total, int) else total * size  # type: ignore[operator]
+        total = size * total if isinstance(total, int) else total * size
     return total
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import onnx
 
 from kernels.graph.model import Array
 from kernels.ir.node import Op
@@ -73,7 +74,7 @@ def _total(sizes: Sequence[Size]) -> Size:
     total: Size = math.prod(each for each in sizes if isinstance(each, int))
     for each in sizes:
         if isinstance(each, Count):
-            total = each * total  # type: ignore[operator]
+            total = each * total
     return total
 
 
@@ -218,24 +219,11 @@ def _trilu(call: Call) -> Result:
     return elementwise(call, Op.WHERE, mask, x, np.zeros((), np.float32))
 
 
-def _depth_to_space(call: Call) -> Result:
-    """Undo blocks: ``[n, b*b*c, h, w]`` to ``[n, c, h*b, w*b]``."""
-    x, block = call.value(0), int(call.attribute("blocksize"))
-    n, channels, height, width = x.sizes
-    depth = x.local[1] // (block * block)
-    rows_first = call.attribute("mode", "DCR") == "DCR"
-    cut: list[Size] = [block, block, depth] if rows_first else [depth, block, block]
-    order = [0, 3, 4, 1, 5, 2] if rows_first else [0, 1, 4, 2, 5, 3]
-    x = transpose(call, reshape(call, x, [n, *cut, height, width]), order)
-    del channels
-    return reshape(call, x, [n, depth, x.local[2] * block, x.local[4] * block])
-
-
 def _shape(call: Call) -> Result:
     given = call.inputs[0]
     sizes: list[Size]
     if isinstance(given, RequestOfRow):
-        sizes = given.sizes
+        sizes = list(given.sizes)
     elif isinstance(given, Sizes):
         sizes = list(given.array.shape)
     else:
@@ -253,9 +241,7 @@ def _constant_of_shape(call: Call) -> Result:
     value = call.attribute("value")
     fill = np.zeros((), np.float32)
     if value is not None:
-        from onnx.numpy_helper import to_array
-
-        fill = to_array(value).reshape(())
+        fill = onnx.numpy_helper.to_array(value).reshape(())
     return expand(call, call.lift(fill), sizes_at(call, 0, "shape", 1))
 
 
@@ -272,7 +258,6 @@ MOVEMENTS: Final[Table] = {
     "Concat": _concat,
     "Pad": _pad,
     "Trilu": _trilu,
-    "DepthToSpace": _depth_to_space,
     "Shape": _shape,
     "Size": _size,
     "ConstantOfShape": _constant_of_shape,

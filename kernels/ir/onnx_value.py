@@ -125,7 +125,7 @@ class Sizes:
 class RequestOfRow:
     """The input ``request_of_row``, which has one use: to gather a user value's rows."""
 
-    sizes: Final = (Count(Lead.ROWS),)
+    sizes: Final[tuple[Size, ...]] = (Count(Lead.ROWS),)
 
 
 Operand: TypeAlias = Value | Array | Sizes | RequestOfRow
