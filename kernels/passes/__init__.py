@@ -1,0 +1,11 @@
+"""Passes over the compiler's graph: each takes a graph and returns one that means the same.
+
+Reading order: ``rewrite.py`` (the core: bottom-up, rules asked until they have nothing to say),
+``views.py`` and ``affine.py`` (helpers of movement and of LINEAR), then the passes as they run:
+``fold.py`` with ``movement.py`` (normal forms), ``primitives.py`` (softmax and others written
+out), ``linear.py``, ``split_k.py``, ``siblings.py``; ``optimise.py`` runs all to a fixed point.
+"""
+
+from kernels.passes.optimise import optimise
+
+__all__ = ["optimise"]

@@ -1,0 +1,60 @@
+"""All passes in their order, to a fixed point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from kernels.ir.node import Graph
+from kernels.passes.fold import fold_rule, unique
+from kernels.passes.linear import linear_rule
+from kernels.passes.primitives import primitives_rule
+from kernels.passes.rewrite import Rule, rewrite
+from kernels.passes.siblings import merge_siblings
+from kernels.passes.split_k import split_k_rule
+
+Pass: TypeAlias = Callable[[Graph], Graph]
+Trace: TypeAlias = Callable[[str, Graph], None]
+
+# Real models take ten rounds or so; passes that undo each other would never end.
+_ROUNDS: Final = 200
+
+
+def _walk(rule: Rule) -> Pass:
+    return lambda graph: rewrite(graph, rule)
+
+
+_SIMPLIFY: Final[tuple[tuple[str, Pass], ...]] = (
+    ("fold", _walk(fold_rule)),
+    ("unique", unique),
+    ("primitives", _walk(primitives_rule)),
+    ("linear", _walk(linear_rule)),
+    ("split_k", _walk(split_k_rule)),
+)
+
+
+def optimise(graph: Graph, trace: Trace | None = None, *, user_once: bool = True) -> Graph:
+    """Return a graph that means the same and does it with less.
+
+    Args:
+        graph: As imported, or optimised before.
+        trace: Called after each pass that changed something, with its name and what it made.
+        user_once: Whether what depends on a request alone is moved to the request's side.
+    """
+    for stage in (_SIMPLIFY, (*_SIMPLIFY, ("siblings", merge_siblings))):
+        graph = _settled(graph, stage, trace)
+    return graph
+
+
+def _settled(graph: Graph, stage: tuple[tuple[str, Pass], ...], trace: Trace | None) -> Graph:
+    """Run passes over and over until a round changes nothing."""
+    for _ in range(_ROUNDS):
+        before = graph
+        for name, each in stage:
+            after = each(graph)
+            if after is not graph and trace is not None:
+                trace(name, after)
+            graph = after
+        if graph is before:
+            return graph
+    raise AssertionError(f"{graph.model}: the passes do not end")
