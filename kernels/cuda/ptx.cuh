@@ -43,15 +43,14 @@ DEVICE void store_global_u32x4(void* p, U32x4 v) { asm volatile("st.global.v4.u3
 
 // ---- 16-bit floats. Stores saturate to the largest finite value: a mask's -1e9 must not become -inf.
 DEVICE float half_to_float(u16 h) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h)); return f; }
-DEVICE u32 pack_half2(float lo, float hi) {
-  lo = lo > 65504.f ? 65504.f : lo < -65504.f ? -65504.f : lo;  // NaN passes, as it must
-  hi = hi > 65504.f ? 65504.f : hi < -65504.f ? -65504.f : hi;
-  u32 d; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo)); return d;
-}
+DEVICE u32 pack_half2(float lo, float hi) { u32 d; asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo)); return d; }  // NaN passes, as it must
+DEVICE u32 pack_half2_relu(float lo, float hi) { u32 d; asm("cvt.rn.relu.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo)); return d; }
 DEVICE float bfloat_to_float(u16 h) { return __uint_as_float((u32)h << 16); }
 DEVICE u32 pack_bfloat2(float lo, float hi) { u32 d; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo)); return d; }
+DEVICE u32 pack_bfloat2_relu(float lo, float hi) { u32 d; asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo)); return d; }
 DEVICE u32 fma_half2(u32 a, u32 b, u32 c) { u32 d; asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c)); return d; }
 DEVICE u32 mul_half2(u32 a, u32 b) { u32 d; asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }
+DEVICE u32 fma_bfloat2(u32 a, u32 b, u32 c) { u32 d; asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c)); return d; }
 DEVICE u32 mul_bfloat2(u32 a, u32 b) { u32 d; asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(0x80008000u)); return d; }
 
 // ---- tensor cores: m16n8k16, A row-major, B column-major, fp32 sums added to d
@@ -70,13 +69,17 @@ DEVICE void ldmatrix_x4_transposed(u32* r, u32 a) { asm volatile("ldmatrix.sync.
 struct Fp16 {
   static DEVICE float unpack(u16 h) { return half_to_float(h); }
   static DEVICE u32 pack2(float lo, float hi) { return pack_half2(lo, hi); }
+  static DEVICE u32 pack2_relu(float lo, float hi) { return pack_half2_relu(lo, hi); }  // of max(v, 0); NaN passes
   static DEVICE u32 mul2(u32 a, u32 b) { return mul_half2(a, b); }
+  static DEVICE u32 fma2(u32 a, u32 b, u32 c) { return fma_half2(a, b, c); }
   static DEVICE void mma(float* d, const u32* a, u32 b0, u32 b1) { mma_half(d, a, b0, b1); }
 };
 struct Bf16 {
   static DEVICE float unpack(u16 h) { return bfloat_to_float(h); }
   static DEVICE u32 pack2(float lo, float hi) { return pack_bfloat2(lo, hi); }
+  static DEVICE u32 pack2_relu(float lo, float hi) { return pack_bfloat2_relu(lo, hi); }  // of max(v, 0); NaN passes
   static DEVICE u32 mul2(u32 a, u32 b) { return mul_bfloat2(a, b); }
+  static DEVICE u32 fma2(u32 a, u32 b, u32 c) { return fma_bfloat2(a, b, c); }
   static DEVICE void mma(float* d, const u32* a, u32 b0, u32 b1) { mma_bfloat(d, a, b0, b1); }
 };
 

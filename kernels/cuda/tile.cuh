@@ -246,8 +246,12 @@ template <class Cfg, int N> struct Linear {
     if constexpr (!Cfg::STREAM) {
       const u8* mine = weights + tile.warp * TN * 512 + tile.lane * 16;
 #pragma unroll 1
-      for (int k = 0; k < K32; k++, a += R * 64, mine += STEP)
-        step(s, a, [&](int j) { return TILES % NW == 0 || tile.warp * TN + j < TILES ? load_global_u32x4_constant(mine + j * 512) : U32x4{0, 0, 0, 0}; });
+      for (int k = 0; k < K32; k++, a += R * 64, mine += STEP) {
+        U32x4 b[TN];  // all in flight at once, in the order written: left alone, the compiler keeps several steps' and spills
+#pragma unroll
+        for (int j = 0; j < TN; j++) b[j] = TILES % NW == 0 || tile.warp * TN + j < TILES ? load_global_u32x4(mine + j * 512) : U32x4{0, 0, 0, 0};
+        step(s, a, [&](int j) { return b[j]; });
+      }
       weights += K32 * STEP;
     } else {
       u32 offset[TN];  // surplus tiles repeat the last one
