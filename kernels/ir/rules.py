@@ -1,8 +1,8 @@
 """The table of ops: all that the compiler knows of each, one row an op.
 
-A new op is a new row, with a shape rule in ``shapes.py``, a meaning in ``numpy_ops.py`` or
-``numpy_programs.py``, and for an elementwise op an expression in CUDA C++, which may call
-``kernels/cuda/math.cuh``.
+A new op is a new row, with a shape rule in ``shapes.py`` and a meaning in ``numpy_ops.py`` (of row
+programs in ``shapes_programs.py`` and ``numpy_programs.py``), and for an elementwise op an
+expression in CUDA C++, which may call ``kernels/cuda/math.cuh``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 import attrs
 import numpy as np
 
-from kernels.ir import numpy_ops, numpy_programs, shapes
+from kernels.ir import numpy_ops, numpy_programs, shapes, shapes_programs
 from kernels.ir.node import Arg, DType, Node, Op, Shape
 from kernels.ir.numpy_ops import Meaning, elementwise, reduction
 from kernels.ir.shapes import ANY, BOOLS, FLOATS, NUMBERS, Asked, Infer, same, truth
@@ -147,13 +147,15 @@ _ROWS: Final = (
     Rule(Op.REDUCE_MIN, 1, shapes.reduce(NUMBERS), reduction(np.min)),
     Rule(Op.PROD, 1, shapes.reduce(NUMBERS), reduction(np.prod)),
     # Row programs.
-    Rule(Op.SOFTMAX, 1, shapes.softmax, numpy_programs.softmax),
-    Rule(Op.LAYER_NORM, 3, shapes.layer_norm, numpy_programs.layer_norm),
-    Rule(Op.TOP_K, 1, shapes.top_k, numpy_ops.top_k),
-    Rule(Op.MATMUL, 2, shapes.matmul, numpy_programs.matmul),
-    Rule(Op.LINEAR, None, shapes.linear, numpy_programs.linear),
-    Rule(Op.TARGET_ATTENTION, None, shapes.target_attention, numpy_programs.target_attention),
-    Rule(Op.ENCODER, 13, shapes.encoder, numpy_programs.encoder),
+    Rule(Op.SOFTMAX, 1, shapes_programs.softmax, numpy_programs.softmax),
+    Rule(Op.LAYER_NORM, 3, shapes_programs.layer_norm, numpy_programs.layer_norm),
+    Rule(Op.TOP_K, 1, shapes_programs.top_k, numpy_ops.top_k),
+    Rule(Op.MATMUL, 2, shapes_programs.matmul, numpy_programs.matmul),
+    Rule(Op.LINEAR, None, shapes_programs.linear, numpy_programs.linear),
+    Rule(
+        Op.TARGET_ATTENTION, None, shapes_programs.target_attention, numpy_programs.target_attention
+    ),
+    Rule(Op.ENCODER, 13, shapes_programs.encoder, numpy_programs.encoder),
 )
 RULES: Final[Mapping[Op, Rule]] = {rule.op: rule for rule in _ROWS}
 ELEMENTWISE: Final = frozenset(rule.op for rule in _ROWS if rule.cuda is not None)
