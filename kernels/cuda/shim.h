@@ -281,11 +281,16 @@ inline u32 pack_half2(float lo, float hi) {
   hi = hi > 65504.f ? 65504.f : hi < -65504.f ? -65504.f : hi;
   return (u32)tb::half_of(hi) << 16 | tb::half_of(lo);
 }
+inline float tb_relu(float v) { return v < 0.f ? 0.f : v; }
+inline u32 pack_half2_relu(float lo, float hi) { return pack_half2(tb_relu(lo), tb_relu(hi)); }
 inline float bfloat_to_float(u16 h) { return __uint_as_float((u32)h << 16); }
 inline u32 pack_bfloat2(float lo, float hi) { return (u32)tb::bfloat_of(hi) << 16 | tb::bfloat_of(lo); }
+inline u32 pack_bfloat2_relu(float lo, float hi) { return pack_bfloat2(tb_relu(lo), tb_relu(hi)); }
 inline u16 tb_fma_half(u32 a, u32 b, u32 c) { return tb::half_of(tb::fma_to_odd(half_to_float((u16)a), half_to_float((u16)b), half_to_float((u16)c))); }
 inline u32 fma_half2(u32 a, u32 b, u32 c) { return (u32)tb_fma_half(a >> 16, b >> 16, c >> 16) << 16 | tb_fma_half(a, b, c); }
 inline u32 mul_half2(u32 a, u32 b) { return fma_half2(a, b, 0x80008000u); }
+inline u16 tb_fma_bfloat(u32 a, u32 b, u32 c) { return tb::bfloat_of(tb::fma_to_odd(bfloat_to_float((u16)a), bfloat_to_float((u16)b), bfloat_to_float((u16)c))); }
+inline u32 fma_bfloat2(u32 a, u32 b, u32 c) { return (u32)tb_fma_bfloat(a >> 16, b >> 16, c >> 16) << 16 | tb_fma_bfloat(a, b, c); }
 inline u16 tb_mul_bfloat(u32 a, u32 b) { return tb::bfloat_of((double)bfloat_to_float((u16)a) * bfloat_to_float((u16)b)); }
 inline u32 mul_bfloat2(u32 a, u32 b) { return (u32)tb_mul_bfloat(a >> 16, b >> 16) << 16 | tb_mul_bfloat(a, b); }
 
@@ -296,13 +301,17 @@ inline void ldmatrix_x4_transposed(u32* r, u32 a, TB_AT) { tb::ldmatrix(r, a, tr
 struct Fp16 {
   static float unpack(u16 h) { return half_to_float(h); }
   static u32 pack2(float lo, float hi) { return pack_half2(lo, hi); }
+  static u32 pack2_relu(float lo, float hi) { return pack_half2_relu(lo, hi); }
   static u32 mul2(u32 a, u32 b) { return mul_half2(a, b); }
+  static u32 fma2(u32 a, u32 b, u32 c) { return fma_half2(a, b, c); }
   static void mma(float* d, const u32* a, u32 b0, u32 b1, TB_AT) { mma_half(d, a, b0, b1, at); }
 };
 struct Bf16 {
   static float unpack(u16 h) { return bfloat_to_float(h); }
   static u32 pack2(float lo, float hi) { return pack_bfloat2(lo, hi); }
+  static u32 pack2_relu(float lo, float hi) { return pack_bfloat2_relu(lo, hi); }
   static u32 mul2(u32 a, u32 b) { return mul_bfloat2(a, b); }
+  static u32 fma2(u32 a, u32 b, u32 c) { return fma_bfloat2(a, b, c); }
   static void mma(float* d, const u32* a, u32 b0, u32 b1, TB_AT) { mma_bfloat(d, a, b0, b1, at); }
 };
 
