@@ -27,24 +27,29 @@ template <class Storage, int BM_, int BN_, int STAGES_, int SPLIT_, int CM_, int
   using T = Storage;
   static constexpr int BM = BM_, BN = BN_, STAGES = STAGES_, SPLIT = SPLIT_, CM = CM_, CN = CN_, N_STAGED = N_STAGED_;
   static constexpr int CLUSTER = SPLIT * CM * CN, SHARERS = CM + CN - 1;
-  static constexpr bool WAITS_LATER = SPLIT > 1 && SHARERS == 1;  // for its peers: when sums are exchanged
+  // Split sums arrive in room of their own once all blocks have started, or, if large, in the ring
+  // once all have emptied it.
+  static constexpr bool IN_RING = SPLIT > 1 && BM * BN * 4 > 16384;
+  static constexpr bool WAITS_LATER = SPLIT > 1 && SHARERS == 1 && !IN_RING;
   static constexpr int CONSUMERS = BM * 2, CONSUMER_WARPS = CONSUMERS / 32;
   static constexpr bool MOVES_REGISTERS = BN == 256;
   static constexpr int THREADS = CONSUMERS + (MOVES_REGISTERS ? 128 : 32);
   static constexpr int A_BYTES = BM * 128, B_BYTES = BN * 128, STAGE_BYTES = A_BYTES + B_BYTES;
   static constexpr int SLICE_ROWS = BM / SPLIT, BOX_COLUMNS = BN < 64 ? BN : 64;
   static constexpr int STAGED_BYTES = SLICE_ROWS * BN * 2, BIAS_BYTES = BN * 4;
-  static constexpr int PARTIAL_BYTES = SPLIT > 1 ? BM * BN * 4 : 0;
+  static constexpr int PARTIAL_BYTES = SPLIT > 1 ? BM * BN * 4 : 0, SLICE_BYTES = PARTIAL_BYTES / SPLIT;
   static constexpr int O_EMPTY = 64, O_EXTRA_FULL = 128, O_EXTRA_EMPTY = 136, O_SUMS = 144, O_RING = 1024;
-  static constexpr int O_STAGED = O_RING + STAGES * STAGE_BYTES, O_PARTIAL = O_STAGED + N_STAGED * STAGED_BYTES;
-  static constexpr int O_BIAS = O_PARTIAL + PARTIAL_BYTES, SHARED_BYTES = O_BIAS + BIAS_BYTES;
+  static constexpr int O_STAGED = O_RING + STAGES * STAGE_BYTES, O_BIAS = O_STAGED + N_STAGED * STAGED_BYTES;
+  static constexpr int O_PARTIAL = IN_RING ? O_RING : O_BIAS + BIAS_BYTES;
+  static constexpr int SHARED_BYTES = O_BIAS + BIAS_BYTES + (IN_RING ? 0 : PARTIAL_BYTES);
   static_assert(BM == 64 || BM == 128, "a warpgroup takes 64 rows");
+  static_assert(!IN_RING || STAGES * STAGE_BYTES >= PARTIAL_BYTES, "room for sums");
   static_assert(STAGES <= 8 && SLICE_ROWS >= 8 && CLUSTER <= 8, "as laid out");
 };
 
 // A cluster's place in it, and the tile at hand.
 template <class Tile, class Layer> struct WidePlace {
-  int ks, cm, cn, k_begin, k_end, row_tiles, n_tiles;
+  int ks, cm, cn, k_begin, k_end, row_tiles, row_tile, n_tiles;
   int group, column, row;  // of the tile's first element; column within the group
 
   DEVICE WidePlace(u32 rank, int rows) {
@@ -54,10 +59,11 @@ template <class Tile, class Layer> struct WidePlace {
     n_tiles = row_tiles * COLUMN_TILES * Layer::GROUPS;
   }
   DEVICE void take(int tile) {
-    row = (tile % row_tiles * Tile::CM + cm) * Tile::BM;
-    tile /= row_tiles;
-    column = (tile % COLUMN_TILES * Tile::CN + cn) * Tile::BN;
-    group = tile / COLUMN_TILES;
+    column = (tile % COLUMN_TILES * Tile::CN + cn) * Tile::BN;  // neighbours share rows of Y, so its pages
+    tile /= COLUMN_TILES;
+    row_tile = tile % row_tiles;
+    row = (row_tile * Tile::CM + cm) * Tile::BM;
+    group = tile / row_tiles;
   }
   DEVICE u32 rank_of(int m, int n) const { return (ks * Tile::CM + m) * Tile::CN + n; }
 
@@ -67,6 +73,7 @@ template <class Tile, class Layer> struct WidePlace {
 // The copies of one block; run by one thread. Inputs, as emitted, knows the tensor maps:
 //   const void* input(int k_tile, int group, int& x) const;   x: the tile's first column in its map
 //   const void* staged(int i) const;
+//   void prefetch() const;   fetches the maps themselves
 template <class Tile, class Layer, class Inputs> struct WideProducer {
   u32 base;
   const u8* weights;
@@ -131,9 +138,11 @@ DEVICE void wide_produce(u32 base, const u8* weights, const Inputs& inputs, Wide
     const int n_k = at.k_end - at.k_begin, ahead = n_k < Tile::STAGES ? n_k : Tile::STAGES;
     int k = 0;
     if (first) {
+      inputs.prefetch();
       for (int s = 0; s < ahead; s++) producer.load_weights(s, at.k_begin + s);
       producer.load_bias();
-      for (int s = ahead; s < n_k; s++) prefetch_to_l2(producer.weights_at(at.k_begin + s), producer.PART);
+      for (int s = ahead + at.row_tile; s < n_k; s += at.row_tiles)  // the tiles of a column each a part
+        prefetch_to_l2(producer.weights_at(at.k_begin + s), producer.PART);
       wait_for_predecessor();
       fence_async_global();
       for (int s = 0; s < ahead; s++) producer.load_input(s, at.k_begin + s);
@@ -226,7 +235,7 @@ DEVICE void wide_finish_part(const WideOutput& out, const Epilogue& epilogue, co
 // Exchanges the sums of a split K, and finishes this block's slice of rows.
 template <class Tile, class Layer, class Epilogue>
 DEVICE void wide_reduce(float* sums, const WideOutput& out, const Epilogue& epilogue, const WidePlace<Tile, Layer>& at, u32 base, int tid) {
-  constexpr int BLOCKS = Tile::SLICE_ROWS / 8, GQ = Tile::BN / 32, UNITS = BLOCKS * GQ * 32, SLOT = UNITS * 32, S = Tile::SPLIT;
+  constexpr int BLOCKS = Tile::SLICE_ROWS / 8, GQ = Tile::BN / 32, UNITS = BLOCKS * GQ * 32, SLOT = Tile::SLICE_BYTES, S = Tile::SPLIT;
   const int lane = tid & 31;
 #pragma unroll
   for (int h = 0; h < 2; h++) {
@@ -284,6 +293,7 @@ DEVICE void wide_consume(const WideOutput& out, const Epilogue& epilogue, WidePl
     wide_multiply<Tile>(sums, base, warp / 4 * 8192, release, lane, at.k_end - at.k_begin, slot, parity);
     if constexpr (Tile::SPLIT > 1) {
       if constexpr (Tile::WAITS_LATER) cluster_wait();  // the others have started
+      if constexpr (Tile::IN_RING) cluster_sync();      // the others have emptied their rings
       wide_reduce(sums, out, epilogue, at, base, tid);
       return;
     } else {
@@ -303,6 +313,7 @@ DEVICE void wide_consume(const WideOutput& out, const Epilogue& epilogue, WidePl
     }
   }
   if constexpr (Tile::WAITS_LATER) cluster_wait();
+  if constexpr (Tile::IN_RING) cluster_sync();
 }
 
 // The kernel's body. counts[0]: rows of this batch; written before the first launch of the chain.
@@ -322,7 +333,7 @@ DEVICE void wide_linear(const int* counts, const u8* weights, u16* y, int ld_y, 
     mbarrier_init(base + Tile::O_EXTRA_EMPTY, Tile::CONSUMER_WARPS);
     mbarrier_init(base + Tile::O_SUMS, 1);
     mbarrier_init_fence();
-    if constexpr (Tile::SPLIT > 1) mbarrier_arrive_expect(base + Tile::O_SUMS, Tile::PARTIAL_BYTES / Tile::SPLIT * (Tile::SPLIT - 1));
+    if constexpr (Tile::SPLIT > 1) mbarrier_arrive_expect(base + Tile::O_SUMS, Tile::SLICE_BYTES * (Tile::SPLIT - 1));
   }
   const int rows = *(const volatile int*)counts;
   const u32 rank = Tile::CLUSTER > 1 ? cluster_rank() : 0;
@@ -330,16 +341,14 @@ DEVICE void wide_linear(const int* counts, const u8* weights, u16* y, int ld_y, 
   const WideOutput out{y, ld_y, rows};
   const int cluster = blockIdx.x / Tile::CLUSTER, n_clusters = gridDim.x / Tile::CLUSTER;
   __syncthreads();
-  if constexpr (Tile::SPLIT > 1) cluster_arrive();
-  if constexpr (Tile::SHARERS > 1) {
-    if constexpr (Tile::SPLIT > 1) cluster_wait();
-    if constexpr (Tile::SPLIT == 1) cluster_sync();
-  }
+  if constexpr (Tile::WAITS_LATER) cluster_arrive();
+  if constexpr (Tile::SHARERS > 1) cluster_sync();
   if (tid >= Tile::CONSUMERS) {
     if constexpr (Tile::MOVES_REGISTERS) registers_shrink<56>();
     if (tid == Tile::CONSUMERS) wide_produce<Tile, Layer>(base, weights, inputs, at, cluster, n_clusters);
     __syncwarp();
     if constexpr (Tile::WAITS_LATER) cluster_wait();
+    if constexpr (Tile::IN_RING) cluster_sync();
   } else {
     if constexpr (Tile::MOVES_REGISTERS) registers_grow<224>();
     wide_consume<Tile, Layer>(out, epilogue, at, base, cluster, n_clusters, tid);

@@ -4,7 +4,7 @@ For layers whose weights are too large for a block to stream past its rows: it s
 layers and top of DLRM-DCNv2, the top of BST and the merged experts of MMoE. Launches of a chain are
 dependent (``program.Launch.dependent``): each fetches its weights while the one before still runs.
 
-Read in this order: ``layer`` (what is computed), ``config`` (how it is cut), ``choose`` (the cost
+Read in this order: ``layer`` (what is computed), ``config`` (how it is cut), ``cost`` (the cost
 model that picks a config), ``pack`` (the weights' layout), ``emit`` (text and launch). The device
 code is ``kernels/cuda/wide_sm90.cuh`` (wgmma) and ``wide_mma.cuh`` (mma.sync), whose heads say how
 they work.
@@ -15,8 +15,8 @@ they work.
     launch = kernel.launch(source, counts=..., weights=..., output=..., inputs=(...), staged=(...))
 """
 
-from kernels.wide.choose import choose
 from kernels.wide.config import Method, WideConfig
+from kernels.wide.cost import candidates, choose, clocks
 from kernels.wide.emit import Matrix, WideKernel, emit
 from kernels.wide.layer import CROSS, Epilogue, WideLayer, activation
 from kernels.wide.pack import pack, packed_bytes
@@ -30,7 +30,9 @@ __all__ = [
     "WideKernel",
     "WideLayer",
     "activation",
+    "candidates",
     "choose",
+    "clocks",
     "emit",
     "pack",
     "packed_bytes",

@@ -60,13 +60,29 @@ class WideConfig:
             return min(self.tile_rows // 16, 8 // warps_n) * warps_n * 32
         return self.tile_rows * 2 + (128 if self.tile_columns == 256 else 32)
 
+    @property
+    def exchange_bytes(self) -> int:
+        """Shared memory that a block's share of split sums takes, while they are exchanged."""
+        return self.tile_rows * self.tile_columns * 4 if self.split > 1 else 0
+
     def fixed_bytes(self, n_staged: int) -> int:
-        """Return the shared memory of a block besides its ring."""
+        """Return the shared memory of a block besides its ring, which a large exchange uses too."""
         if self.method is Method.MMA:
             return 0
-        tile = self.tile_rows * self.tile_columns
-        exchange = tile * 4 if self.split > 1 else 0
-        return 1024 + n_staged * tile * 2 // self.split + exchange + self.tile_columns * 4
+        staged = n_staged * self.tile_rows * self.tile_columns * 2 // self.split
+        exchange = self.exchange_bytes if self.exchange_bytes <= 16384 else 0
+        return 1024 + staged + exchange + self.tile_columns * 4
+
+    @property
+    def sums_fit(self) -> bool:
+        """Whether a block's registers hold sums and epilogue without spilling, as compiled."""
+        if self.tile_columns == 256:
+            return self.blocks_per_sm == 1
+        warps = -(-self.threads // 32) * self.blocks_per_sm
+        registers = min(
+            255, 16384 // 32 // -(-warps // 4) // 8 * 8
+        )  # a quarter of the warps a scheduler
+        return registers >= self.tile_columns // 2 + (26 if self.split > 1 else 56)
 
     def shared_bytes(self, n_staged: int) -> int:
         """Return the dynamic shared memory of a block, as the device code lays it out."""

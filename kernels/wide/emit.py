@@ -212,6 +212,9 @@ def _wgmma_text(layer: WideLayer, config: WideConfig, entry: str, precision: Pre
         *choices,
         "  }",
         f"  DEVICE const void* staged(int i) const {{ return {which}; }}",
+        "  DEVICE void prefetch() const {",
+        *(f"    prefetch_tensor_map({name});" for name in names + staged),
+        "  }",
         "};",
         *_kernel_text(
             layer,

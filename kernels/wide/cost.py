@@ -35,20 +35,18 @@ def resident_clusters(config: WideConfig, n_staged: int, target: Target) -> int:
     """Return how many clusters run at once.
 
     Multiprocessors come in groups of 14 to 18 that a cluster cannot straddle, so clusters of 4 or 8
-    leave some idle (31 of 4 ran on an H200; 32 took two waves on an H100).
+    leave some idle (an H200 of 132 ran 30 of 4 and 15 of 8 at one block a multiprocessor).
     """
     per_sm = min(
         (target.shared_bytes + 1024) // (config.shared_bytes(n_staged) + 1024),
         config.blocks_per_sm,
     )
     whole = target.n_sms * per_sm // config.cluster
-    lost = 0 if config.cluster <= 2 else 2 if per_sm == 1 else 1
-    return max(1, whole - lost)
+    return max(1, whole - per_sm * {1: 0, 2: 0, 4: 3, 8: 1}[config.cluster])
 
 
 def candidates(layer: WideLayer, target: Target) -> Iterator[WideConfig]:
     """Yield the configs that fit, stages and grid filled in."""
-    n_staged = layer.epilogue.n_staged
     for rows, columns in _SHAPES:
         for split in _SPLITS:
             for share_weights, share_rows in _SHARES:
@@ -59,30 +57,26 @@ def candidates(layer: WideLayer, target: Target) -> Iterator[WideConfig]:
                     continue
                 if rows * share_weights >= 2 * max(layer.rows, 64):
                     continue
-                filled = _fill(layer, config, n_staged, target)
-                if filled is not None:
-                    yield filled
+                for blocks in (1, 2, 3):
+                    filled = _fill(layer, attrs.evolve(config, blocks_per_sm=blocks), target)
+                    if filled is not None:
+                        yield filled
 
 
-def _fill(layer: WideLayer, config: WideConfig, n_staged: int, target: Target) -> WideConfig | None:
-    """Add stages and a grid.
-
-    Small tiles leave room for three blocks, so that those of the next launches fetch weights
-    meanwhile; middling ones for two; the large ones take all.
-    """
-    area = config.tile_rows * config.tile_columns
-    blocks = 3 if area <= 64 * 64 else 2 if config.split > 1 or area < 128 * 128 else 1
-    budget = (target.shared_bytes + 1024) // blocks - 1024 - config.fixed_bytes(n_staged)
-    stages = min(8, budget // config.stage_bytes)
+def _fill(layer: WideLayer, config: WideConfig, target: Target) -> WideConfig | None:
+    """Add stages and a grid; None if it does not fit."""
+    n_staged = layer.epilogue.n_staged
+    blocks = config.blocks_per_sm
+    if not config.sums_fit:
+        return None
+    room = (target.shared_bytes + 1024) // blocks - 1024 - config.fixed_bytes(n_staged)
+    stages = min(8, room // config.stage_bytes)
     if config.split > 1:
-        stages = min(stages, max(3, -(-layer.k_tiles // config.split)))
-    if stages < 3 and blocks > 1:
-        blocks = 1
-        budget = target.shared_bytes - config.fixed_bytes(n_staged)
-        stages = min(8, budget // config.stage_bytes)
+        needed = max(-(-layer.k_tiles // config.split), config.exchange_bytes // config.stage_bytes)
+        stages = min(stages, max(3, needed))
     if stages < 3:
         return None
-    config = attrs.evolve(config, stages=stages, blocks_per_sm=blocks)
+    config = attrs.evolve(config, stages=stages)
     if config.split == 1:
         config = attrs.evolve(config, max_clusters=resident_clusters(config, n_staged, target))
     return config
