@@ -1,4 +1,4 @@
-"""Runs the kernels' CUDA text on the CPU: g++, ``kernels/cuda/shim.h`` and the engine in ``cpu_shim``.
+"""Runs the kernels' CUDA text on the CPU: g++, ``kernels/cuda/shim.h``, the engine in ``cpu_shim``.
 
     module = build('#include "ptx.cuh"\\nKERNEL void twice(float* x) { x[threadIdx.x] *= 2; }')
     module.launch("twice", grid=1, block=32, args=[x])
@@ -32,12 +32,21 @@ ENGINE: Final = Path(__file__).with_name("cpu_shim")
 CUDA: Final = Path(__file__).parents[2] / "kernels" / "cuda"
 # Signed overflow wraps and types are punned as on the card; NaN and rounding are IEEE's in both.
 FLAGS: Final = (
-    "-std=c++17 -DTB_CPU -fPIC -fvisibility=hidden -fno-strict-aliasing -fwrapv -fno-exceptions "
-    "-fno-rtti -ffp-contract=off -fno-omit-frame-pointer -fcf-protection=none -mtls-dialect=gnu "
-    "-g1 -Wall -Wno-unknown-pragmas -Wno-unused -Wno-parentheses -Wno-sign-compare"
-).split()
-SANITIZE: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+    *("-std=c++17", "-DTB_CPU", "-fPIC", "-fvisibility=hidden", "-g1"),
+    *("-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti"),
+    *(
+        "-fcf-protection=none",
+        "-mtls-dialect=gnu",
+    ),  # the engine's assembly is so
+    *("-Wall", "-Wno-unknown-pragmas", "-Wno-unused", "-Wno-parentheses", "-Wno-sign-compare"),
+)
+SANITIZE: Final = (
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+    "-DTB_SANITIZE",
+)
 _COMPILE_TIMEOUT_S: Final = 300
+TIMEOUT_S = 60  # of a launch
 # A launch is the process's only one: it takes SIGSEGV and SIGALRM.
 _launching = threading.Lock()
 
@@ -88,7 +97,7 @@ def build(
     macros = [f"-D{name}={value}" for name, value in (defines or {}).items()]
     folders = [f"-I{folder}" for folder in (CUDA, *include)]
     flags = [*FLAGS, f"-O{optimize}", *(SANITIZE if sanitize else ()), *folders]
-    whole = "\n".join([text, *(f"TB_ENTRY({name})" for name in names), ""])
+    whole = "\n".join(['#line 1 "kernel.cu"', text, *(f"TB_ENTRY({name})" for name in names), ""])
     headers = [path for folder in (CUDA, *include) for path in sorted(folder.glob("*.*h"))]
     key = _hash([whole, *flags, *macros, *(_read(path) for path in headers), _engine_key()])
     library = _folder() / f"kernel-{key}.so"
@@ -128,7 +137,7 @@ class Module:
         *,
         seed: int = 0,
         resident: int = 1,
-        timeout_s: int = 60,
+        timeout_s: int | None = None,
     ) -> int:
         """Run a grid to its end; arrays are read and written in place.
 
@@ -145,14 +154,14 @@ class Module:
                 a float, a numpy scalar or bytes for just that.
             seed: Of the order in which threads run and copies complete; 0 runs them in turn.
             resident: Clusters that run at the same time.
-            timeout_s: A kernel that takes longer fails.
+            timeout_s: A kernel that takes longer fails; by default after TIMEOUT_S.
 
         Returns:
             Steps of the scheduler.
 
         Raises:
             ShimError: The kernel broke a rule. Arrays are as it left them.
-            ValueError: The arguments do not fit the kernel, or the cluster does not divide the grid.
+            ValueError: The arguments do not fit the kernel, or clusters do not divide the grid.
         """
         if entry not in self.entries:
             raise ValueError(f"no kernel {entry}: there are {', '.join(self.entries)}")
@@ -174,7 +183,7 @@ class Module:
                     ctypes.c_uint32(shared_bytes),
                     ctypes.c_uint64(seed),
                     ctypes.c_uint32(resident),
-                    ctypes.c_uint32(timeout_s),
+                    ctypes.c_uint32(timeout_s or TIMEOUT_S),
                 )
                 message = ctypes.string_at(self.library.tb_message()).decode(errors="replace")
             memory.bring_back()
@@ -301,7 +310,8 @@ def _engine_key() -> str:
 
 def _engine_objects(flags: tuple[str, ...]) -> list[Path]:
     """Compile the engine, unless the cache has it. It is the same at each level of -O."""
-    flags = (*(f for f in flags if not f.startswith(("-O", "-I"))), "-O2", f"-I{CUDA}")
+    sanitized = [f for f in flags if f == "-DTB_SANITIZE"]
+    flags = (*FLAGS, *sanitized, "-O2", f"-I{CUDA}")
     key = _hash([*flags, _engine_key()])
     objects = []
     for source in sorted(ENGINE.glob("*.cpp")):

@@ -18,7 +18,7 @@
 
 #include "engine.h"
 
-#if defined(__SANITIZE_ADDRESS__)
+#ifdef TB_SANITIZE
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -103,7 +103,7 @@ Warp* choose() {
 }
 
 // AddressSanitizer wants to know of every change of stack.
-#if defined(__SANITIZE_ADDRESS__)
+#ifdef TB_SANITIZE
 const void* main_bottom;
 size_t main_size;
 void arrive_on_stack(void* fake) {
@@ -433,15 +433,16 @@ EXPORT int tb_launch(void (*entry)(void**), void** args, const u32* sizes, u32 d
 EXPORT const char* tb_message() { return message; }
 EXPORT u64 tb_steps() { return step; }
 
-// Memory with a page before and one after it that nobody may touch; it ends at the latter.
+// Memory with much before and after it that nobody may touch; it ends at the latter.
+constexpr u64 CLOSED_BYTES = 256 << 20;
 EXPORT u8* tb_map(u64 bytes) {
   const u64 inside = (bytes + 4095) / 4096 * 4096;
-  u8* pages = (u8*)mmap(nullptr, inside + 8192, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  u8* pages = (u8*)mmap(nullptr, inside + 2 * CLOSED_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (pages == MAP_FAILED) return nullptr;
-  mprotect(pages + 4096, inside, PROT_READ | PROT_WRITE);
-  return pages + 4096 + (inside - bytes);
+  mprotect(pages + CLOSED_BYTES, inside, PROT_READ | PROT_WRITE);
+  return pages + CLOSED_BYTES + (inside - bytes);
 }
 EXPORT void tb_unmap(u8* p, u64 bytes) {
   const u64 inside = (bytes + 4095) / 4096 * 4096;
-  munmap(p - (inside - bytes) - 4096, inside + 8192);
+  munmap(p - (inside - bytes) - CLOSED_BYTES, inside + 2 * CLOSED_BYTES);
 }
