@@ -3,7 +3,10 @@
 A zoo is a folder with ``MANIFEST.json``, ``models/`` and ``io/`` (see its README). Each model is
 built into a bundle with inferred features and served by a node process, of which a client asks the
 scores of the recorded inputs, as columns of raw features. With ``--in-process``, parser, lookups
-and executor are called here instead. Prints a table; exits with 1 if any model fails.
+and executor are called here instead; so they are with ``--executor reference`` (the compiler's
+oracle, float64) and ``--executor cuda``. A model that only the host executor can run is reported as
+such, and is no failure. ``--rows 1,37,64`` also runs random inputs of so many rows and compares
+with the oracle (``zoo_rows.py``). Prints a table; exits with 1 if any model fails.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.bundle.build import BuildOptions, build_bundle
+from kernels.bundle.executors import EXECUTORS, TOLERANCES, ExecutorName, open_executor
 from kernels.bundle.load import Bundle, load_bundle
 from kernels.bundle.manifest import KeptTable, Manifest
 from kernels.bundle.verify import Case, read_cases, row_shapes
@@ -31,8 +35,8 @@ from kernels.features.blocks import RawRequest, SideMatrices
 from kernels.features.feature import Feature
 from kernels.features.parser import Parser
 from kernels.features.spec import load_spec
-from kernels.host import HostExecutor
 from kernels.lookup import PooledLookup, shard_layout
+from tests import zoo_rows
 from tests.system.cluster_help import NotReady, serving
 from transport.blocking import BlockingClient
 from transport.columns import blocks_from_columns
@@ -67,7 +71,12 @@ class Model:
 
 @attrs.frozen(kw_only=True)
 class Result:
-    """How a model did. Errors are by batch size, the largest over its cases."""
+    """How a model did. Errors are by batch size, the largest over its cases.
+
+    Attributes:
+        random: Errors on random inputs, by rows; see ``zoo_rows``.
+        host_only: Why no other executor can run it, where that was asked for.
+    """
 
     name: str
     cases: int = 0
@@ -77,6 +86,8 @@ class Result:
     kept: tuple[KeptTable, ...] = ()
     seconds: float = 0.0
     problem: str = ""
+    random: Mapping[int, float] = attrs.field(factory=dict)
+    host_only: str = ""
 
     @property
     def left(self) -> list[KeptTable]:
@@ -124,17 +135,26 @@ class Built:
 class InProcess:
     """Runs parser, lookups and executor of one bundle by plain calls."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, executor: ExecutorName = "host") -> None:
         manifest = bundle.manifest
         tables = {table.name: bundle.table(table.name) for table in manifest.tables}
         self._outputs = manifest.outputs
         self._parser = Parser.for_bundle(bundle)
         self._user = PooledLookup(tables, shard_layout(manifest.user, tables))
         self._candidate = PooledLookup(tables, shard_layout(manifest.candidate, tables))
-        self._executor = HostExecutor(bundle, max_rows=256, max_requests=4)
+        self._executor = open_executor(executor, bundle, max_rows=256, max_requests=4)
 
     def score(self, columns: Columns, n: int) -> Mapping[str, F32]:
         """See ``Scorer``; raises the request's ``FeatureError``."""
+        self.stage(columns, n)
+        scores = self._executor.run(0, 1, n)
+        return {
+            output.name: scores[:, output.offset : output.offset + output.width]
+            for output in self._outputs
+        }
+
+    def stage(self, columns: Columns, n: int) -> tuple[F32, F32]:
+        """Lay out one request of ``n`` candidates; return its blocks, good until the next."""
         request = RawRequest(n, blocks_from_columns(CANDIDATE, columns, n))
         parsed = self._parser.parse([request])
         if parsed.failed:
@@ -143,11 +163,7 @@ class InProcess:
         self._stage(self._user, parsed.user, staging.user[:1])
         self._stage(self._candidate, parsed.candidate, staging.candidate[:n])
         staging.request_of_row[:n] = 0
-        scores = self._executor.run(0, 1, n)
-        return {
-            output.name: scores[:, output.offset : output.offset + output.width]
-            for output in self._outputs
-        }
+        return staging.user[:1], staging.candidate[:n]
 
     def close(self) -> None:
         """Stop serving."""
@@ -161,15 +177,21 @@ class InProcess:
         block[:, width:] = matrices.values
 
 
-@contextmanager
-def in_process(bundles: Mapping[str, Path]) -> Iterator[Scorer]:
+def in_process_on(executor: ExecutorName) -> Serve:
     """Serve by calls in this process, each model opened for as long as it is asked."""
 
-    def score(name: str, columns: Columns, n: int) -> Mapping[str, F32]:
-        with closing(InProcess(load_bundle(bundles[name]))) as scorer:
-            return scorer.score(columns, n)
+    @contextmanager
+    def serve(bundles: Mapping[str, Path]) -> Iterator[Scorer]:
+        def score(name: str, columns: Columns, n: int) -> Mapping[str, F32]:
+            with closing(InProcess(load_bundle(bundles[name]), executor)) as scorer:
+                return scorer.score(columns, n)
 
-    yield score
+        yield score
+
+    return serve
+
+
+in_process = in_process_on("host")
 
 
 @contextmanager
@@ -202,9 +224,22 @@ def columns_of(features: Sequence[Feature], inputs: Columns) -> dict[str, NDArra
 
 
 def check(
-    chosen: Sequence[Model], serve: Serve, progress: Callable[[str], None] = lambda _: None
+    chosen: Sequence[Model],
+    serve: Serve,
+    progress: Callable[[str], None] = lambda _: None,
+    *,
+    executor: ExecutorName = "host",
+    rows: Sequence[int] = (),
 ) -> list[Result]:
-    """Build models and score their recorded inputs; return the results in the models' order."""
+    """Build models and score their recorded inputs; return the results in the models' order.
+
+    Args:
+        chosen: Models.
+        serve: How they are served.
+        progress: Told what is being done.
+        executor: What ``serve`` runs; decides which models are left out.
+        rows: Numbers of rows of random inputs to compare with the oracle.
+    """
     results: dict[str, Result] = {}
     for first in range(0, len(chosen), TOGETHER):
         with tempfile.TemporaryDirectory() as folder:
@@ -212,10 +247,13 @@ def check(
             for i, model in enumerate(chosen[first : first + TOGETHER]):
                 progress(f"{first + i + 1}/{len(chosen)} {model.name}")
                 made = build(model, Path(folder, f"m{i}"))
-                if isinstance(made, Built):
-                    built.append(made)
-                else:
+                if isinstance(made, Result):
                     results[model.name] = made
+                elif executor != "host" and not made.manifest.gpu.supported:
+                    reason = made.manifest.gpu.reason
+                    results[model.name] = attrs.evolve(made.result, host_only=reason)
+                else:
+                    built.append(_with_random(made, executor, rows) if rows else made)
             progress(f"scoring {len(built)} models")
             results |= {result.name: result for result in _score(built, serve)}
     return [results[model.name] for model in chosen]
@@ -244,6 +282,43 @@ def build(model: Model, path: Path) -> Built | Result:
     )
 
 
+def _with_random(built: Built, executor: ExecutorName, rows: Sequence[int]) -> Built:
+    """Compare random inputs with the oracle, and note the errors in the result."""
+    start = time.perf_counter()
+    gpu = built.manifest.gpu
+    if not gpu.supported:
+        return attrs.evolve(built, result=attrs.evolve(built.result, host_only=gpu.reason))
+    found: Mapping[int, float] = {}
+    problem = ""
+    try:
+        bundle = load_bundle(built.path)
+        found = zoo_rows.errors(bundle, executor, _recorded(bundle, built), rows)
+        if beyond := [n for n, each in found.items() if each > zoo_rows.TOLERANCES[executor]]:
+            problem = f"random inputs: differs at {beyond} rows, by up to {max(found.values()):.3g}"
+    except Exception as error:  # a model's failure is reported, and the others run
+        problem = _describe(error)
+    result = attrs.evolve(
+        built.result,
+        random=found,
+        problem=problem,
+        seconds=built.result.seconds + time.perf_counter() - start,
+    )
+    return attrs.evolve(built, result=result)
+
+
+def _recorded(bundle: Bundle, built: Built) -> tuple[F32, F32]:
+    """Return the blocks of all recorded inputs, below each other."""
+    user, candidate = [], []
+    with closing(InProcess(bundle)) as scorer:
+        for case in built.cases.values():
+            columns = columns_of(built.features, case.inputs)
+            n = {len(column) for column in columns.values()}.pop()
+            blocks = scorer.stage(columns, n)
+            user.append(blocks[0].copy())
+            candidate.append(blocks[1].copy())
+    return np.concatenate(user), np.concatenate(candidate)
+
+
 def _score(built: Sequence[Built], serve: Serve) -> list[Result]:
     """Score models that are served together; where that fails, find out which are to blame."""
     if not built:
@@ -268,7 +343,7 @@ def _compare(built: Built, score: Scorer) -> Result:
     model = built.model
     max_abs: dict[int, float] = {}
     max_rel: dict[int, float] = {}
-    problem = ""
+    problem = built.result.problem
     try:
         for name, case in built.cases.items():
             columns = columns_of(built.features, case.inputs)
@@ -306,6 +381,8 @@ def table(results: Sequence[Result]) -> Iterator[str]:
     sizes = sorted({n for result in results for n in result.max_abs})
     heads = ["model", "cases"]
     heads += [f"{kind} b{n}" for n in sizes for kind in ("max abs", "max rel")]
+    drawn = sorted({n for result in results for n in result.random})
+    heads += [f"random {n}" for n in drawn]
     rows = [[*heads, "cut", "left", "seconds", ""]]
     for result in results:
         errors = [
@@ -313,8 +390,9 @@ def table(results: Sequence[Result]) -> Iterator[str]:
             for n in sizes
             for each in (result.max_abs, result.max_rel)
         ]
+        errors += [f"{result.random[n]:.1e}" if n in result.random else "-" for n in drawn]
         cells = [str(result.tables_cut), str(len(result.left)), f"{result.seconds:.1f}"]
-        verdict = "pass" if result.ok else "FAIL"
+        verdict = "host only" if result.ok and result.host_only else "pass" if result.ok else "FAIL"
         rows.append([result.name, str(result.cases), *errors, *cells, verdict])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
@@ -322,6 +400,8 @@ def table(results: Sequence[Result]) -> Iterator[str]:
     for result in results:
         if result.problem:
             yield f"{result.name}: {result.problem}"
+        if result.host_only:
+            yield f"{result.name}: host only: {result.host_only}"
         for kept in result.kept:
             what = "stays" if kept.positional else "LEFT"
             yield f"{result.name}: {what}: {kept.name} {list(kept.shape)}: {kept.reason}"
@@ -333,17 +413,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", nargs="?", type=Path, default=ZOO)
     parser.add_argument("--only", default="", metavar="REGEX")
     parser.add_argument("--in-process", action="store_true", help="without a node and a client")
+    parser.add_argument(
+        "--executor", choices=EXECUTORS, default="host", help="other than host: in process"
+    )
+    parser.add_argument(
+        "--rows", type=_numbers, default=(), metavar="1,37,64", help="random inputs, in process"
+    )
     options = parser.parse_args(arguments)
+    executor: ExecutorName = options.executor
     try:
         chosen = models(options.folder, options.only)
     except (OSError, ValueError, KeyError) as error:
         sys.stderr.write(f"tests.zoo: {options.folder} is not a zoo: {error!r}\n")
         return 2
-    results = check(chosen, in_process if options.in_process else served, _progress)
+    least = TOLERANCES[executor]
+    chosen = [attrs.evolve(model, atol=max(model.atol, least)) for model in chosen]
+    in_here = options.in_process or executor != "host" or options.rows
+    serve = in_process_on(executor) if in_here else served
+    results = check(chosen, serve, _progress, executor=executor, rows=options.rows)
     _progress("")
     passed = sum(result.ok for result in results)
-    sys.stdout.write("\n".join([*table(results), f"{passed} of {len(results)} pass"]) + "\n")
+    host_only = sum(result.ok and bool(result.host_only) for result in results)
+    last = f"{passed} of {len(results)} pass"
+    if host_only:
+        last = f"{passed - host_only} of {len(results)} pass, {host_only} for the host alone"
+    sys.stdout.write("\n".join([*table(results), last]) + "\n")
     return 0 if results and passed == len(results) else 1
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    numbers = tuple(int(each) for each in text.split(",") if each.isdecimal())
+    if not numbers or min(numbers) < 1 or len(numbers) != len(text.split(",")):
+        raise argparse.ArgumentTypeError(f"want numbers of rows, 1,37,64, got {text!r}")
+    return numbers
 
 
 def _progress(text: str) -> None:

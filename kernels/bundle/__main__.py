@@ -12,9 +12,10 @@ from pathlib import Path
 import attrs
 
 from kernels.bundle.build import BuildOptions, build_bundle
+from kernels.bundle.executors import EXECUTORS, TOLERANCES, ExecutorName
 from kernels.bundle.load import Bundle, load_bundle
 from kernels.bundle.picture import draw
-from kernels.bundle.show import describe
+from kernels.bundle.show import describe, executors_of
 from kernels.bundle.verify import read_cases, row_shapes, verify
 from kernels.errors import KernelsError
 
@@ -56,10 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("verify", help="run recorded inputs through a model or bundle")
     check.add_argument("path", type=Path, metavar="MODEL.onnx|BUNDLE/")
     check.add_argument("--io", type=Path, required=True, metavar="PAIRS.npz")
-    check.add_argument("--executor", choices=["host"], default="host")
+    check.add_argument(
+        "--executor",
+        choices=EXECUTORS,
+        default="host",
+        help="reference: numpy in float64; cuda: kernels in fp16 (default: host)",
+    )
     check.add_argument("--features", type=Path, metavar="FEATURES.toml", help="for a model")
     check.add_argument("--rtol", type=float, default=1e-3)
-    check.add_argument("--atol", type=float, default=1e-5)
+    check.add_argument("--atol", type=float, help="default: 1e-5, and 2e-3 for cuda")
     _add_inference(check)
     check.set_defaults(run=_verify)
     return parser
@@ -104,6 +110,7 @@ def _build(options: argparse.Namespace) -> int:
     sys.stdout.write(
         f"{options.output}: {len(manifest.tables)} tables cut, {left} left, "
         f"version {manifest.version[:12]}\n"
+        f"executors: {executors_of(manifest)}\n"
     )
     return 0
 
@@ -122,7 +129,9 @@ def _verify(options: argparse.Namespace) -> int:
     cases = read_cases(options.io)
 
     def run(bundle: Bundle) -> int:
-        verdict = verify(bundle, cases, rtol=options.rtol, atol=options.atol)
+        name: ExecutorName = options.executor
+        atol = TOLERANCES[name] if options.atol is None else options.atol
+        verdict = verify(bundle, cases, rtol=options.rtol, atol=atol, executor=name)
         fields = attrs.asdict(verdict)
         ok = fields.pop("ok")
         sys.stdout.write(json.dumps(fields) + "\n")

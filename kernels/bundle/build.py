@@ -17,13 +17,14 @@ from kernels.bundle.check import check_cut
 from kernels.bundle.cut import Cut, make_cut
 from kernels.bundle.infer import infer_features
 from kernels.bundle.inputs import Shapes, cover, open_shapes
-from kernels.bundle.manifest import KeptTable, Manifest
+from kernels.bundle.manifest import GpuSupport, KeptTable, Manifest
 from kernels.bundle.plan import make_plan
 from kernels.errors import BundleError, GraphError
 from kernels.features.spec import FeatureSpec, load_spec
 from kernels.graph.facts import Facts, Kind
 from kernels.graph.fold import simplify
 from kernels.graph.model import Array, Graph, load_graph
+from kernels.ir.onnx_import import import_dense
 
 # Rows of a table converted and written at a time: some megabytes for any usual dimension.
 _CHUNK_ROWS = 1 << 16
@@ -104,9 +105,19 @@ def _build(
         candidate=cut.candidate,
         outputs=cut.outputs,
         kept=cut.kept,
+        gpu=gpu_support(cut.dense.SerializeToString(), model.stem),
     )
     (made / "manifest.json").write_text(codec.dumps(manifest), encoding="utf-8")
     return manifest
+
+
+def gpu_support(dense: bytes, model: str) -> GpuSupport:
+    """Say whether GPU kernels can be compiled of a serialised dense graph."""
+    try:
+        import_dense(dense, model)
+    except GraphError as error:
+        return GpuSupport(supported=False, reason=str(error))
+    return GpuSupport(supported=True, reason="")
 
 
 def _note_positional(graph: Graph, facts: Facts, found: dict[str, KeptTable]) -> None:

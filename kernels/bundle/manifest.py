@@ -22,7 +22,7 @@ lookups' columns in the order of ``lookups``, then one column for each row of ``
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import attrs
 
@@ -127,6 +127,25 @@ class KeptTable:
 
 
 @attrs.frozen(kw_only=True)
+class GpuSupport:
+    """Whether GPU kernels can be compiled of the dense graph; the host executor runs any.
+
+    Attributes:
+        supported: Whether every operator of it is one that the compiler knows.
+        reason: Why not: operator, node and model. Empty where it is supported.
+    """
+
+    supported: bool
+    reason: str
+
+
+# Of bundles built before the manifest said so.
+UNKNOWN: Final = GpuSupport(
+    supported=False, reason="the bundle does not say whether its graph compiles: build it again"
+)
+
+
+@attrs.frozen(kw_only=True)
 class Manifest:
     """All that a node needs to know of a bundle.
 
@@ -134,6 +153,8 @@ class Manifest:
         format: Of this file; a reader refuses one that it does not know.
         model: Name of the ONNX file that it was built from, without its ending.
         version: SHA-256 over the contents of all the other files, in hexadecimal.
+        gpu: Which executors can run the model. Where it is not supported, whoever asks for the
+            GPU is told the reason; nothing falls back to the host by itself.
     """
 
     format: int
@@ -144,6 +165,7 @@ class Manifest:
     candidate: SideLayout
     outputs: tuple[Output, ...]
     kept: tuple[KeptTable, ...]
+    gpu: GpuSupport = UNKNOWN
 
     def side(self, name: SideName) -> SideLayout:
         """Return the layout of one side."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import onnx
 
 from kernels.bundle.load import SIDES, Bundle
-from kernels.bundle.manifest import Lookup, SideLayout, Source
+from kernels.bundle.manifest import Lookup, Manifest, SideLayout, Source
 
 
 def describe(bundle: Bundle) -> str:
@@ -37,8 +37,14 @@ def _lines(bundle: Bundle) -> Iterator[str]:
     yield f"dense     {len(dense.graph.node)} nodes"
     counts = Counter(node.op_type for node in dense.graph.node)
     yield "  " + ", ".join(f"{op} {n}" for op, n in sorted(counts.items(), key=_by_count))
+    yield f"executors {executors_of(manifest)}"
     for output in manifest.outputs:
         yield f"output    {output.name} {list(output.shape)} a row"
+
+
+def executors_of(manifest: Manifest) -> str:
+    """Name the executors that can run a bundle, and why not all."""
+    return "host, cuda" if manifest.gpu.supported else f"host only: {manifest.gpu.reason}"
 
 
 def _by_count(item: tuple[str, int]) -> tuple[int, str]:

@@ -10,15 +10,16 @@ import attrs
 import numpy as np
 import onnx
 
+from kernels.bundle.executors import ExecutorName, open_executor
 from kernels.bundle.inputs import width
 from kernels.bundle.load import SIDES, Bundle
 from kernels.bundle.manifest import SideLayout, SideName
 from kernels.bundle.reference import F32, SparseSide, open_program
 from kernels.errors import BundleError
+from kernels.executor import DenseExecutor
 from kernels.features.blocks import SideMatrices
 from kernels.features.spec import Feature, load_spec
 from kernels.graph.model import Array
-from kernels.host import HostExecutor
 from kernels.lookup import PooledLookup, shard_layout
 
 Cases = Mapping[str, "Case"]
@@ -88,14 +89,19 @@ def row_shapes(cases: Cases) -> dict[str, tuple[int, ...]]:
     return {name: found.pop() for name, found in shapes.items() if len(found) == 1}
 
 
-def verify(bundle: Bundle, cases: Cases, *, rtol: float, atol: float) -> Verdict:
-    """Run all cases on the host executor.
+def verify(
+    bundle: Bundle, cases: Cases, *, rtol: float, atol: float, executor: ExecutorName = "host"
+) -> Verdict:
+    """Run all cases on an executor.
 
     Raises:
         BundleError: A case lacks an input or output that the bundle has, or its shape is wrong.
+        GraphError: The bundle's graph is for the host executor alone, and another is asked for.
     """
     start = time.perf_counter()
-    runner = Runner(bundle, max_rows=max(_n_rows(case) for case in cases.values()))
+    max_rows = max(_n_rows(case) for case in cases.values())
+    opened = open_executor(executor, bundle, max_rows=max_rows, max_requests=max_rows)
+    runner = Runner(bundle, opened)
     largest, relative, ok = 0.0, 0.0, True
     for name, case in sorted(cases.items()):
         scores = runner.scores(name, case.inputs)
@@ -135,9 +141,13 @@ class Runner:
     """Scores recorded graph inputs: encoded features to matrices, lookups, executor.
 
     Rows that agree in all that the user side has are one request.
+
+    Args:
+        bundle: What runs.
+        executor: Of this bundle; closed with the runner.
     """
 
-    def __init__(self, bundle: Bundle, max_rows: int) -> None:
+    def __init__(self, bundle: Bundle, executor: DenseExecutor) -> None:
         self._bundle = bundle
         spec = load_spec(bundle.spec_path, tables=False)
         manifest = bundle.manifest
@@ -150,7 +160,7 @@ class Runner:
             self._features[side] = [spec.by_name[name] for name in _needs(layout, program)]
             self._sparse[side] = SparseSide(layout, spec, open_program(program))
             self._lookups[side] = PooledLookup(tables, shard_layout(layout, tables))
-        self._executor = HostExecutor(bundle, max_rows=max_rows, max_requests=max_rows)
+        self._executor = executor
 
     def scores(self, case: str, feeds: Mapping[str, Array]) -> F32:
         """Return float32 ``[n, n_outputs]``."""
