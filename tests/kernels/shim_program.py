@@ -1,0 +1,95 @@
+"""Runs a whole ``Program`` on the CPU shim, as the device executor runs it on a card."""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.program import Argument, Pointer, Program, Role, leading_dimension
+from tests.kernels import shim
+
+
+@attrs.frozen(eq=False)
+class Batch:
+    """What a batch brings.
+
+    Attributes:
+        candidate: float ``[rows, candidate_width]``.
+        user: float ``[requests, user_width]``.
+        request_of_row: int ``[rows]``; by default all rows are of request 0.
+    """
+
+    candidate: NDArray[np.float32]
+    user: NDArray[np.float32] = attrs.field(factory=lambda: np.zeros((1, 0), np.float32))
+    request_of_row: NDArray[np.int32] | None = None
+
+
+def run_program(
+    program: Program, batch: Batch, *, seed: int = 0, sanitize: bool = False, optimize: int = 1
+) -> NDArray[np.float32]:
+    """Return the scores ``[rows, n_outputs]`` of a batch, which may be smaller than the bucket.
+
+    Buffers have the bucket's sizes; what no row of the batch fills is NaN, and so are scores and
+    scratch before they are written.
+
+    Raises:
+        ShimError: A kernel broke a rule.
+    """
+    rows, requests = len(batch.candidate), len(batch.user)
+    bucket = program.bucket
+    scratch = np.zeros(max(16, program.scratch_bytes), np.uint8)
+    request_of_row = np.zeros(bucket.rows, np.int32)
+    if batch.request_of_row is not None:
+        request_of_row[:rows] = batch.request_of_row
+    scores = np.full((bucket.rows, program.n_outputs), np.nan, np.float32)
+    weights = program.weights.copy()
+    buffers: dict[Role, NDArray[np.generic]] = {
+        Role.USER: _block(batch.user, bucket.requests, program.user_width, program),
+        Role.CANDIDATE: _block(batch.candidate, bucket.rows, program.candidate_width, program),
+        Role.REQUEST_OF_ROW: request_of_row,
+        Role.COUNTS: np.array([rows, requests], np.int32),
+        Role.WEIGHTS: weights,
+        Role.SCRATCH: scratch,
+        Role.SCORES: scores,
+    }
+    for role in (Role.USER, Role.CANDIDATE, Role.REQUEST_OF_ROW, Role.COUNTS, Role.WEIGHTS):
+        buffers[role].flags.writeable = False
+    for launch in program.launches:
+        entries = [each.entry for each in program.launches if each.source == launch.source]
+        module = shim.build(
+            program.sources[launch.source].text,
+            entries=sorted(set(entries)),
+            sanitize=sanitize,
+            optimize=optimize,
+        )
+        arguments = [_argument(argument, buffers) for argument in launch.arguments]
+        module.launch(
+            launch.entry,
+            launch.grid,
+            launch.block,
+            launch.cluster,
+            launch.shared_bytes,
+            arguments,
+            seed=seed,
+        )
+    return scores[:rows]
+
+
+def _block(
+    values: NDArray[np.float32], n: int, width: int, program: Program
+) -> NDArray[np.generic]:
+    """Lay a side's values out as the device has them: rows of ``ld`` columns, padded with zeros."""
+    block = np.zeros((n, leading_dimension(width)), program.input_dtype)
+    block[:, :width] = np.nan
+    block[: len(values), :width] = values
+    return block
+
+
+def _argument(argument: Argument, buffers: dict[Role, NDArray[np.generic]]) -> shim.Arg:
+    if isinstance(argument, int):
+        return argument
+    if not isinstance(argument, Pointer):
+        raise NotImplementedError("the shim has no tensor maps")
+    view: NDArray[np.uint8] = buffers[argument.role].reshape(-1).view(np.uint8)[argument.offset :]
+    return view
