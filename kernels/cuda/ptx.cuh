@@ -123,6 +123,7 @@ DEVICE void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;"
 DEVICE void bulk_copy_to_shared(u32 to, const void* from, u32 bytes, u32 bar) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(bar) : "memory");
 }
+DEVICE void bulk_prefetch(const void* from, u32 bytes) { asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory"); }
 DEVICE void bulk_copy_to_cluster(u32 remote, u32 from, u32 bytes, u32 remote_bar) {
   asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(remote), "r"(from), "r"(bytes), "r"(remote_bar) : "memory");
 }

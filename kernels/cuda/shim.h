@@ -344,6 +344,7 @@ inline void fence_async_shared(TB_AT) { tb::proxy_fence(at); }
 
 inline void bulk_copy_to_shared(u32 to, const void* from, u32 bytes, u32 bar, TB_AT) { tb::bulk_to_shared(to, from, bytes, bar, at); }
 inline void bulk_copy_to_cluster(u32 remote, u32 from, u32 bytes, u32 remote_bar, TB_AT) { tb::bulk_to_cluster(remote, from, bytes, remote_bar, at); }
+inline void bulk_prefetch(const void*, u32) {}
 inline void bulk_copy_multicast(u32 to, const void* from, u32 bytes, u32 bar, u16 ranks, TB_AT) { tb::bulk_multicast(to, from, bytes, bar, ranks, at); }
 
 inline u32 cluster_rank() { return tb::self->rank; }

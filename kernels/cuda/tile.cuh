@@ -95,6 +95,11 @@ template <class T, class E> DEVICE U32x4 load_eight(const u8* p) {
   }
 }
 
+// Starts bringing the tile's rows of a matrix into L2, for steps that will read them where they lie.
+template <int ROW_BYTES, class Cfg> DEVICE void prefetch_rows(const Tile<Cfg>& tile, const u8* matrix) {
+  for (int r = tile.lane; r < Cfg::R; r += 32) bulk_prefetch(matrix + (u64)tile.row(r) * ROW_BYTES, ROW_BYTES);
+}
+
 // ---- steps. A step writes `value`; sync() or gathered() must stand between it and a reader of another warp.
 
 // Columns [column, column + WIDTH) of a row-major matrix become a value of halves, with zeros up to CHUNKS * 8 columns.

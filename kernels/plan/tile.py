@@ -24,14 +24,17 @@ from kernels.plan.index import Index, add, mul, unflat
 from kernels.plan.matrix import Matrix
 from kernels.plan.pack import F32, Blob, rank_columns
 from kernels.plan.pairs import PairDots, match_pair_dots
-from kernels.plan.phases import Phase, aligned_view, consecutive_start
+from kernels.plan.phases import Phase, aligned_view, consecutive_start, matrix_view
 from kernels.plan.steps import Constants, Step, Stream, Value
-from kernels.program import Precision
+from kernels.program import Precision, Role
 
 # Outputs up to which a Linear is a dot product of a warp rather than a tile of 8 columns.
 _NARROW: Final = 4
 # Accumulators of a thread, in groups of four: what fits registers beside the fragments.
 _MOST_TILES: Final = 16
+# A matrix is loaded whole if so much of it is read, and if it leaves room for the rest.
+_MOST_OF_A_BLOCK: Final = 0.6
+_LARGEST_BLOCK: Final = 65_536
 _REDUCTIONS: Final = {
     Op.SUM: ("0.f", "a + b"),
     Op.MEAN: ("0.f", "a + b"),
@@ -77,6 +80,7 @@ class TileBuilder:
     constants: Constants = attrs.field(init=False)
     parameters: dict[Matrix, str] = attrs.field(factory=dict)
     reads_requests: bool = False
+    fetched: dict[Matrix, None] = attrs.field(factory=dict)
     _floats: dict[Node, Value] = attrs.field(factory=dict)
     _halves: dict[Node, Value] = attrs.field(factory=dict)
     _readers: dict[Node, list[Node]] = attrs.field(factory=dict)
@@ -110,8 +114,31 @@ class TileBuilder:
             found = match_pair_dots(node) if self._has_fragments() else None
             if found is not None:
                 self._pairs[node] = found
+        self._load_blocks(nodes)
         for output in self.phase.outputs:
             self._write(output)
+
+    def _load_blocks(self, nodes: Sequence[Node]) -> None:
+        """Load matrices of which most columns are needed, at once, before anything reads them."""
+        if not self._has_fragments():
+            return
+        paired = set(topological(pair.sources[0] for pair in self._pairs))
+        used: dict[Node, set[range]] = {}
+        for node in nodes:
+            if node.op in MOVEMENT or (node.op is Op.MATMUL and node in paired):
+                continue
+            for source in node.sources:
+                view = matrix_view(source)
+                if view is not None and view.base in self.matrices:
+                    columns = range(view.column, view.column + source.width)
+                    used.setdefault(view.base, set()).add(columns)
+        for base, ranges in used.items():
+            matrix = self.matrices[base]
+            n_used = len(set().union(*ranges))
+            size = matrix.ld * 2 * self.shape.rows
+            if n_used >= _MOST_OF_A_BLOCK * matrix.columns and size <= _LARGEST_BLOCK:
+                self._load(base, matrix, 0, requests=False)
+
 
     # ---- expression.Memory
 
@@ -126,6 +153,7 @@ class TileBuilder:
             )
             return _as_type(node.dtype, f"{kind}, r, {element})")
         if (matrix := self.matrices.get(node)) is not None:
+            self._fetch(matrix, row)
             at = self.row_of(matrix, row)
             return _as_type(
                 node.dtype,
@@ -149,6 +177,11 @@ class TileBuilder:
     def parameter(self, matrix: Matrix) -> str:
         """Return the kernel parameter that points to a matrix."""
         return self.parameters.setdefault(matrix, f"m{len(self.parameters)}")
+
+    def _fetch(self, matrix: Matrix, row: str) -> None:
+        """Note that a step reads rows of a matrix where they lie, which is worth a prefetch."""
+        if row == "r" and matrix.pointer.role in (Role.USER, Role.CANDIDATE):
+            self.fetched[matrix] = None
 
     def row_of(self, matrix: Matrix, row: str = "r") -> str:
         """Return text for the row of a matrix that tile row ``r`` reads."""
@@ -529,6 +562,8 @@ class TileBuilder:
         if source in self._halves:
             return self._halves[source], 0
         view = aligned_view(source)
+        if view is not None and view.base in self._halves:
+            return self._halves[view.base], view.column
         if view is not None and not self._lies_in_memory(view.base):
             self._wants_halves.add(view.base)
             if view.base in self._floats and view.base not in self._halves:
@@ -539,14 +574,20 @@ class TileBuilder:
             self._wants_halves.add(source)
             self._store(source)
             return self._halves[source], 0
-        if (located := self._located(source)) is not None:
+        located = self._located(source)
+        if located is not None and not self._is_loaded(source):
             matrix, column, requests = located
-            return self._load(source, matrix, column, requests), 0
+            return self._load(source, matrix, column, requests=requests), 0
         self._wants_halves.add(source)
         for each in source.sources:
             self._place(each)
         self._map(source)
         return self._halves[source], 0
+
+    def _is_loaded(self, node: Node) -> bool:
+        """Whether the matrix that a node is moved from lies in shared memory as well."""
+        view = matrix_view(node)
+        return view is not None and view.base in self._halves
 
     def _located(self, node: Node) -> tuple[Matrix, int, bool] | None:
         """Find consecutive columns of a matrix in global memory, maybe of requests."""
@@ -564,7 +605,7 @@ class TileBuilder:
             node = node.sources[0]
         return self.matrices[node], column, requests
 
-    def _load(self, source: Node, matrix: Matrix, column: int, requests: bool) -> Value:
+    def _load(self, source: Node, matrix: Matrix, column: int, *, requests: bool) -> Value:
         value = self.value(source.width, halves=True)
         self._halves[source] = value
         row = self.row_of(matrix, "request(r)" if requests else "r")
@@ -663,7 +704,9 @@ class TileBuilder:
             held: Value | None = None
             if located is not None and located[1] % 8 == 0 and located[0].row_bytes % 16 == 0:
                 matrix, column, requests = located
-                row = self.row_of(matrix, "request(r)" if requests else "r")
+                row = "request(r)" if requests else "r"
+                self._fetch(matrix, row)
+                row = self.row_of(matrix, row)
                 fetch = (
                     f"load_eight<Cfg::T, {matrix.element}>({self.parameter(matrix)} + "
                     f"((u64){row} * {matrix.ld} + {column} + (v - {first}) * {pairs.dim} + "

@@ -206,7 +206,10 @@ def _text(
 
 
 def _producer(builder: TileBuilder, steps: Sequence[Step], stride: int, size: int) -> list[str]:
-    lines = ["if (tile.warp == Cfg::NW) {", "tile.meet_producer();", "if (tile.lane == 0) {"]
+    lines = ["if (tile.warp == Cfg::NW) {", "tile.meet_producer();"]
+    for matrix in builder.fetched:
+        lines.append(f"prefetch_rows<{matrix.row_bytes}>(tile, {builder.parameters[matrix]});")
+    lines.append("if (tile.lane == 0) {")
     if size:
         lines += [
             f"mbarrier_arrive_expect(tile.constants_bar(), {size});",
