@@ -220,6 +220,7 @@ def transpose(asked: Asked) -> Inferred:
 
 
 def resized(shape: Shape, axis: int, size: int) -> Shape:
+    """Return a shape with another size on an axis."""
     return (*shape[:axis], size, *shape[axis + 1 :])
 
 
