@@ -29,7 +29,7 @@ from kernels.passes.affine import (
     wide,
 )
 from kernels.passes.rewrite import Rule, Uses, by_op
-from kernels.passes.views import channels, reshape, shaped
+from kernels.passes.views import channels, interval, reshape, shaped
 
 
 def _scale_after(node: Node, uses: Uses) -> Node | None:
@@ -137,20 +137,29 @@ def _product(node: Node, uses: Uses) -> Node | None:
 
 
 def _sum_of_linears(node: Node, uses: Uses) -> Node | None:
-    """The LINEARs among the terms of a sum become one."""
-    terms = _terms(node, uses)
-    merged = [
-        term for term in terms if is_plain(term) and uses.once(term) and term.shape == node.shape
-    ]
-    if len(merged) < 2 or node.dtype is not DType.FLOAT:
+    """The LINEARs among the terms of a sum become one; so do sums over an input's columns."""
+    if node.dtype is not DType.FLOAT:
         return None
-    parts = [part for term in merged for part in blocks(term)]
-    offset = np.sum([wide(bias(term)) for term in merged], axis=0)
-    result = linear(parts, offset, name=merged[0].name)
+    terms = _terms(node, uses)
+    plain = [t for t in terms if is_plain(t) and t.shape == node.shape and uses.once(t)]
+    sums = [t for t in terms if _is_column_sum(t) and t.shape == node.shape and uses.once(t)]
+    if not plain or len(plain) + len(sums) < 2:
+        return None
+    parts = [part for term in plain for part in blocks(term)]
+    parts += [(t.sources[0], np.ones((t.sources[0].width, 1))) for t in sums]
+    offset = np.sum([wide(bias(term)) for term in plain], axis=0)
+    result = linear(parts, offset, name=plain[0].name)
     for term in terms:
-        if all(term is not each for each in merged):
+        if all(term is not each for each in (*plain, *sums)):
             result = make(Op.ADD, result, term, name=node.name)
     return result if result.shape == node.shape else None
+
+
+def _is_column_sum(node: Node) -> bool:
+    """Whether a node is the sum of columns of an input, which are stored as a LINEAR reads them."""
+    if node.op is not Op.SUM or len(node.shape) != 2 or node.dtype is not DType.FLOAT:
+        return False
+    return interval(node.sources[0]).base.op in (Op.INPUT, Op.TO_ROWS)
 
 
 def _terms(node: Node, uses: Uses) -> list[Node]:

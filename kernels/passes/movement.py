@@ -54,12 +54,16 @@ def _reshape_of_concat(node: Node, source: Node) -> Node | None:
             continue
         outer = source.dims[old.start : axis - lead]
         wide = [i for i in new if node.dims[i] != 1]
-        if math.prod(outer) != 1 or len(wide) != 1:
+        if math.prod(outer) != 1 or not wide:
+            return None
+        unit = math.prod(node.dims[wide[0] + 1 : new.stop])
+        sizes = [math.prod(part.dims[old.start : old.stop]) for part in source.sources]
+        if any(size % unit for size in sizes):
             return None
         parts = []
-        for part in source.sources:
+        for part, size in zip(source.sources, sizes, strict=True):
             dims = list(node.dims)
-            dims[wide[0]] = math.prod(part.dims[old.start : old.stop])
+            dims[wide[0]] = size // unit
             parts.append(reshape(part, dims))
         return join(parts, wide[0] + lead)
     return None
@@ -75,7 +79,19 @@ def _transpose(node: Node, _: Uses) -> Node | None:
     moved = [axis for axis in order if source.shape[axis] != 1]
     if moved == sorted(moved):
         return reshape(source, node.dims)
-    return None
+    return _transpose_without_ones(node, source, order)
+
+
+def _transpose_without_ones(node: Node, source: Node, order: tuple[int, ...]) -> Node | None:
+    """Transpose what has no dimensions of 1, and put these where they belong by a RESHAPE."""
+    lead = source.lead is not None
+    kept = [axis for axis in range(lead, len(source.shape)) if source.shape[axis] != 1]
+    if len(kept) + lead == len(source.shape):
+        return None
+    narrow = reshape(source, [source.dims[axis - lead] for axis in kept])
+    among = [kept.index(axis) + lead for axis in order if axis in kept]
+    inner = (0, *among) if lead else tuple(among)
+    return reshape(make(Op.TRANSPOSE, narrow, arg=inner, name=node.name), node.dims)
 
 
 def _transposed(node: Node, order: tuple[int, ...]) -> Node:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from kernels.ir.node import Graph
+from kernels.ir.node import Graph, Op
+from kernels.passes.encoder import encoder
 from kernels.passes.fold import fold_rule, unique
 from kernels.passes.linear import linear_rule
 from kernels.passes.primitives import primitives_rule
-from kernels.passes.rewrite import Rule, rewrite
+from kernels.passes.rewrite import Rule, by_op, rewrite
 from kernels.passes.siblings import merge_siblings
 from kernels.passes.split_k import split_k_rule
+from kernels.passes.target_attention import target_attention
+from kernels.passes.user_once import user_once_rule
 
 Pass: TypeAlias = Callable[[Graph], Graph]
 Trace: TypeAlias = Callable[[str, Graph], None]
@@ -31,6 +34,13 @@ _SIMPLIFY: Final[tuple[tuple[str, Pass], ...]] = (
     ("linear", _walk(linear_rule)),
     ("split_k", _walk(split_k_rule)),
 )
+_COMPOSE: Final = (
+    *_SIMPLIFY,
+    ("composites", _walk(by_op({Op.MATMUL: (target_attention,), Op.LAYER_NORM: (encoder,)}))),
+)
+_MERGE: Final = (*_COMPOSE, ("siblings", merge_siblings))
+# Siblings are merged before their sources are told apart by lead, and stay merged.
+_ONCE: Final = (*_COMPOSE, ("user_once", _walk(user_once_rule)))
 
 
 def optimise(graph: Graph, trace: Trace | None = None, *, user_once: bool = True) -> Graph:
@@ -41,7 +51,8 @@ def optimise(graph: Graph, trace: Trace | None = None, *, user_once: bool = True
         trace: Called after each pass that changed something, with its name and what it made.
         user_once: Whether what depends on a request alone is moved to the request's side.
     """
-    for stage in (_SIMPLIFY, (*_SIMPLIFY, ("siblings", merge_siblings))):
+    stages = (_SIMPLIFY, _COMPOSE, _MERGE, _ONCE) if user_once else (_SIMPLIFY, _COMPOSE, _MERGE)
+    for stage in stages:
         graph = _settled(graph, stage, trace)
     return graph
 

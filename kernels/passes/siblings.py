@@ -39,11 +39,12 @@ def merge_siblings(graph: Graph) -> Graph:
     for node in graph.nodes():
         for source in node.sources:
             readers.setdefault(source, []).append((node.op, node.shape, node.dtype))
+    halves = _halves(graph)
     for key, merge in _KINDS:
         families: dict[Hashable, list[Node]] = {}
         for node in graph.nodes():
             family = key(node)
-            if family is not None:
+            if family is not None and node not in halves:
                 families.setdefault(family, []).append(node)
         replaced: dict[Node, Node] = {}
         for members in families.values():
@@ -55,6 +56,16 @@ def merge_siblings(graph: Graph) -> Graph:
         if replaced:
             return replace(graph, replaced)
     return graph
+
+
+def _halves(graph: Graph) -> set[Node]:
+    """Return the LINEARs that ``user_once`` made two of: each belongs to its other half."""
+    found: set[Node] = set()
+    for node in graph.nodes():
+        if node.op is Op.ADD and any(source.op is Op.TO_ROWS for source in node.sources):
+            found.update(node.sources)
+            found.update(inner for source in node.sources for inner in source.sources)
+    return {node for node in found if node.op is Op.LINEAR}
 
 
 def _same_sources(node: Node) -> Hashable:
