@@ -60,3 +60,13 @@ class DenseExecutor(Protocol):
 
     def close(self) -> None:
         """Give everything back. No launch may be under way."""
+
+
+class QueuedExecutor(DenseExecutor, Protocol):
+    """A ``DenseExecutor`` whose launches can be queued without waiting for them."""
+
+    def start(self, lane: int, n_requests: int, n_rows: int) -> None:
+        """Queue what was staged, and return at once."""
+
+    def finish(self, lane: int) -> NDArray[np.float32]:
+        """Wait for what ``start`` queued on a lane, and return as ``run`` does. From any thread."""

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Final, Protocol, TypeAlias
 
 import attrs
@@ -38,11 +38,14 @@ _LOOK_EVERY: Final = 4096
 _KEEP: Final = 3
 
 
-class Build(Protocol):
-    """Compiles sources, in workers of its own: ``kernels.nvrtc`` has the one for use."""
+class Builder(Protocol):
+    """Compiles sources, in workers of its own: that of ``kernels.nvrtc``."""
 
-    def __call__(self, source: Source) -> Future[bytes]:
+    def image(self, source: Source) -> Future[bytes]:
         """Return the cubin to come. Its exception is a KernelsError."""
+
+    def close(self) -> None:
+        """End the workers; what is being compiled fails or is cancelled."""
 
 
 @attrs.frozen(kw_only=True)
@@ -86,7 +89,7 @@ class GpuExecutor:
 
     Args:
         model: What to run.
-        build: Compiles its kernels.
+        builder: Compiles its kernels. Belongs to the executor, which closes it.
         n_lanes: Launches at once.
         mode: How lanes are kept apart.
         buckets: Rows of the buckets to have; the model's largest is always one of them. If None,
@@ -104,7 +107,7 @@ class GpuExecutor:
     def __init__(
         self,
         model: Model,
-        build: Build,
+        builder: Builder,
         n_lanes: int = 1,
         *,
         mode: Isolation = Isolation.STREAMS,
@@ -113,12 +116,10 @@ class GpuExecutor:
         mapped: Collection[str] = (),
         device: int = 0,
     ) -> None:
-        if n_lanes < 1:
-            raise ValueError(f"want at least 1 lane, got {n_lanes}")
         self._model = model
-        self._build = build
+        self._builder = builder
         self._blocks = model.blocks
-        self._wanted = self._chosen(buckets)
+        self._wanted: tuple[Bucket, ...] = ()
         self._adapts = buckets is None
         self._ready: tuple[Bucket, ...] = ()
         self._lost: DeviceLost | None = None
@@ -132,8 +133,11 @@ class GpuExecutor:
         self._contexts: list[Context] = []
         self._lanes: list[Lane] = []
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        card = Device.open(device)
         try:
+            if n_lanes < 1:
+                raise ValueError(f"want at least 1 lane, got {n_lanes}")
+            self._wanted = self._chosen(buckets)
+            card = Device.open(device)
             self._target = self._open_lanes(card, n_lanes, mode, mapped)
             largest, *others = reversed(self._wanted)
             self._add([largest])
@@ -142,6 +146,7 @@ class GpuExecutor:
         except BaseException as error:
             if isinstance(error, DeviceLost):
                 self._lost = error
+            builder.close()
             self._free()
             raise
         self._worker = threading.Thread(
@@ -274,12 +279,18 @@ class GpuExecutor:
         )
 
     def close(self) -> None:
-        """Wait for whatever compiles or runs, and free everything. Can be called twice."""
+        """Wait for whatever compiles or runs, and free everything. Can be called twice.
+
+        Once the card is lost, nothing is waited for or freed: every call of the driver would fail,
+        and the end of the process frees it all.
+        """
         if self._closed:
             return
         self._closed = True
         self._tasks.put(None)
-        self._worker.join()
+        self._builder.close()
+        if self._lost is None:
+            self._worker.join()
         self._free()
 
     def settle(self) -> None:
@@ -308,7 +319,7 @@ class GpuExecutor:
             if self._closed:
                 return
             program = self._model.compile(bucket, self._target)
-            jobs.append((program, [self._build(source) for source in program.sources]))
+            jobs.append((program, [self._builder.image(source) for source in program.sources]))
         for program, futures in jobs:
             cubins = [future.result() for future in futures]
             for lane in self._lanes:
@@ -343,8 +354,9 @@ class GpuExecutor:
             except DeviceLost as error:
                 # The next launch fails likewise, and tells who can replace the process.
                 self._lost = error
-            except KernelsError:
-                log.exception("%s: a bucket is missing, larger ones serve", self._model.name)
+            except (KernelsError, CancelledError):
+                if not self._closed:
+                    log.exception("%s: a bucket is missing, larger ones serve", self._model.name)
 
     # The card
 
@@ -371,7 +383,7 @@ class GpuExecutor:
 
     def _free(self) -> None:
         if self._lost is not None:
-            return  # every call of the driver would fail; the end of the process frees it all
+            return
         for lane in self._lanes:
             lane.close()
         for context in self._contexts:

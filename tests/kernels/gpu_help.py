@@ -8,6 +8,7 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -68,11 +69,36 @@ class FakeCuda:
         """Let no event complete."""
         self.library.fake_hold(int(on))
 
-    def build(self, source: Source) -> Future[bytes]:
-        """Stand for the compiler."""
-        built: Future[bytes] = Future()
-        built.set_result(self.cubin)
-        return built
+    @property
+    def builder(self) -> FakeBuilder:
+        """A new one, which is done at once."""
+        return FakeBuilder(self.cubin)
+
+
+@attrs.define(eq=False)
+class FakeBuilder:
+    """Stands for the compiler: what it compiles beyond ``n_at_once`` sources waits for a test."""
+
+    cubin: bytes
+    n_at_once: int = 1 << 30
+    closed: bool = False
+    waiting: list[Future[bytes]] = attrs.field(factory=list)
+    asked: threading.Semaphore = attrs.field(factory=lambda: threading.Semaphore(0))
+
+    def image(self, source: Source) -> Future[bytes]:
+        future: Future[bytes] = Future()
+        if self.n_at_once:
+            self.n_at_once -= 1
+            future.set_result(self.cubin)
+        else:
+            self.waiting.append(future)
+            self.asked.release()
+        return future
+
+    def close(self) -> None:
+        self.closed = True
+        for future in self.waiting:
+            future.cancel()
 
 
 @functools.cache

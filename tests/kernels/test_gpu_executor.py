@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import Future
-
 import attrs
 import numpy as np
 import pytest
@@ -13,8 +10,8 @@ from kernels.errors import CudaError, DeviceLost, LaunchFailed
 from kernels.gpu import executor as module
 from kernels.gpu.device import Isolation
 from kernels.gpu.executor import GpuExecutor, Model
-from kernels.program import Bucket, Launch, Pointer, Program, Role, Source, Target
-from tests.kernels.gpu_help import FakeCuda, fake_cuda, score_model, score_program
+from kernels.program import Bucket, Launch, Pointer, Program, Role, Target
+from tests.kernels.gpu_help import FakeBuilder, FakeCuda, fake_cuda, score_model, score_program
 
 __all__ = ["fake_cuda"]
 LAUNCH_FAILED, OUT_OF_MEMORY, INVALID_VALUE = 719, 2, 1
@@ -38,7 +35,7 @@ def stage(executor: GpuExecutor, lane: int, n_requests: int, n_rows: int) -> np.
 def test_every_lane_scores_every_size(
     fake_cuda: FakeCuda, mode: Isolation, mapped: tuple[str, ...]
 ) -> None:
-    executor = GpuExecutor(score_model(), fake_cuda.build, 3, mode=mode, mapped=mapped)
+    executor = GpuExecutor(score_model(), fake_cuda.builder, 3, mode=mode, mapped=mapped)
     assert (executor.n_lanes, executor.max_rows, executor.max_requests) == (3, 300, 20)
     assert executor.n_outputs == 1
     for n_requests, n_rows in ((20, 300), (1, 1), (20, 37), (3, 64), (5, 65), (20, 299)):
@@ -52,7 +49,7 @@ def test_every_lane_scores_every_size(
 
 
 def test_lanes_are_queued_apart_from_waiting(fake_cuda: FakeCuda) -> None:
-    executor = GpuExecutor(score_model(), fake_cuda.build, 2)
+    executor = GpuExecutor(score_model(), fake_cuda.builder, 2)
     expected = [stage(executor, lane, 4, 70) for lane in range(2)]
     for lane in range(2):
         executor.start(lane, 4, 70)
@@ -64,7 +61,7 @@ def test_lanes_are_queued_apart_from_waiting(fake_cuda: FakeCuda) -> None:
 
 
 def test_scores_belong_to_the_caller(fake_cuda: FakeCuda) -> None:
-    executor = GpuExecutor(score_model(), fake_cuda.build)
+    executor = GpuExecutor(score_model(), fake_cuda.builder)
     expected = stage(executor, 0, 1, 8)
     scores = executor.run(0, 1, 8)
     stage(executor, 0, 2, 9)
@@ -74,7 +71,7 @@ def test_scores_belong_to_the_caller(fake_cuda: FakeCuda) -> None:
 
 
 def test_a_launch_allocates_nothing_and_copies_what_is_used(fake_cuda: FakeCuda) -> None:
-    executor = GpuExecutor(score_model(), fake_cuda.build)
+    executor = GpuExecutor(score_model(), fake_cuda.builder)
     stage(executor, 0, 20, 300)
     executor.run(0, 20, 300)
     before, copied = fake_cuda.allocations, fake_cuda.copied_bytes
@@ -94,7 +91,7 @@ def test_padding_rows_point_at_the_first_user(fake_cuda: FakeCuda) -> None:
         return score_program(bucket, launches=launches)
 
     model = score_model(64, 20, sum_of_indices)
-    executor = GpuExecutor(model, fake_cuda.build)
+    executor = GpuExecutor(model, fake_cuda.builder)
     executor.staging(0).request_of_row[:] = 7
     assert executor.run(0, 8, 3)[0, 0] == 21
     executor.close()
@@ -103,7 +100,7 @@ def test_padding_rows_point_at_the_first_user(fake_cuda: FakeCuda) -> None:
 def test_float16_staging_converts_what_is_assigned(fake_cuda: FakeCuda) -> None:
     model = score_model()
     half = attrs.evolve(model.blocks, input_dtype=np.dtype(np.float16))
-    executor = GpuExecutor(attrs.evolve(model, blocks=half), fake_cuda.build)
+    executor = GpuExecutor(attrs.evolve(model, blocks=half), fake_cuda.builder)
     staging = executor.staging(0)
     assert (staging.user.shape, staging.candidate.shape) == ((20, 3), (300, 5))
     staging.candidate[:2] = np.array([[1, 2, 3, 4, 5], [0.1, 0, 0, 0, 9]], np.float32)
@@ -113,17 +110,17 @@ def test_float16_staging_converts_what_is_assigned(fake_cuda: FakeCuda) -> None:
 
 
 def test_buckets_are_given_and_times_key_on_them(fake_cuda: FakeCuda) -> None:
-    executor = GpuExecutor(score_model(), fake_cuda.build, buckets=[48, 150])
+    executor = GpuExecutor(score_model(), fake_cuda.builder, buckets=[48, 150])
     assert [executor.bucket(n) for n in (1, 48, 49, 150, 151, 300)] == [48, 48, 150, 150, 300, 300]
     assert [n_rows for n_rows, _ in executor.measure()] == [48, 150, 300]
     assert executor.statistics().launches == 0
     with pytest.raises(ValueError, match="want buckets of 1 to 300 rows"):
-        GpuExecutor(score_model(), fake_cuda.build, buckets=[301])
+        GpuExecutor(score_model(), fake_cuda.builder, buckets=[301])
     executor.close()
 
 
 def test_statistics_count_padding(fake_cuda: FakeCuda) -> None:
-    executor = GpuExecutor(score_model(), fake_cuda.build, 2, buckets=[50, 100])
+    executor = GpuExecutor(score_model(), fake_cuda.builder, 2, buckets=[50, 100])
     for lane, n_requests, n_rows in ((0, 1, 40), (1, 2, 60), (0, 3, 100)):
         executor.run(lane, n_requests, n_rows)
     statistics = executor.statistics()
@@ -135,26 +132,8 @@ def test_statistics_count_padding(fake_cuda: FakeCuda) -> None:
     executor.close()
 
 
-class HeldBuild:
-    """A compiler that is done when a test says so."""
-
-    def __init__(self, fake: FakeCuda, n_at_once: int) -> None:
-        self.n_at_once = n_at_once
-        self.waiting: list[Future[bytes]] = []
-        self.asked = threading.Semaphore(0)
-        self._fake = fake
-
-    def __call__(self, source: Source) -> Future[bytes]:
-        if self.n_at_once:
-            self.n_at_once -= 1
-            return self._fake.build(source)
-        self.waiting.append(Future())
-        self.asked.release()
-        return self.waiting[-1]
-
-
 def test_a_missing_bucket_runs_in_a_larger_one_until_it_is_compiled(fake_cuda: FakeCuda) -> None:
-    build = HeldBuild(fake_cuda, n_at_once=1)
+    build = FakeBuilder(fake_cuda.cubin, n_at_once=1)
     executor = GpuExecutor(score_model(), build, buckets=[64, 128], ahead=False)
     for _ in range(2):
         assert build.asked.acquire(timeout=10)
@@ -174,7 +153,7 @@ def test_a_missing_bucket_runs_in_a_larger_one_until_it_is_compiled(fake_cuda: F
 def test_a_bucket_that_does_not_compile_is_logged_and_larger_ones_serve(
     fake_cuda: FakeCuda, caplog: pytest.LogCaptureFixture
 ) -> None:
-    build = HeldBuild(fake_cuda, n_at_once=1)
+    build = FakeBuilder(fake_cuda.cubin, n_at_once=1)
     executor = GpuExecutor(score_model(), build, buckets=[64], ahead=False)
     assert build.asked.acquire(timeout=10)
     build.waiting[0].set_exception(CudaError("no such instruction"))
@@ -184,16 +163,27 @@ def test_a_bucket_that_does_not_compile_is_logged_and_larger_ones_serve(
     executor.close()
 
 
+def test_closing_gives_up_what_is_being_compiled(
+    fake_cuda: FakeCuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    build = FakeBuilder(fake_cuda.cubin, n_at_once=1)
+    executor = GpuExecutor(score_model(), build, buckets=[64], ahead=False)
+    assert build.asked.acquire(timeout=10)
+    executor.close()
+    assert build.closed
+    assert not caplog.records
+
+
 def test_buckets_adapt_to_the_traffic(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LOOK_EVERY", 10)
-    executor = GpuExecutor(score_model(), fake_cuda.build)
+    executor = GpuExecutor(score_model(), fake_cuda.builder)
     assert executor.bucket(70) == 128
     for _ in range(10):
         executor.run(0, 1, 70)
     executor.settle()
     assert executor.bucket(70) == 80
     executor.close()
-    fixed = GpuExecutor(score_model(), fake_cuda.build, buckets=[128])
+    fixed = GpuExecutor(score_model(), fake_cuda.builder, buckets=[128])
     for _ in range(10):
         fixed.run(0, 1, 70)
     fixed.settle()
@@ -202,7 +192,7 @@ def test_buckets_adapt_to_the_traffic(fake_cuda: FakeCuda, monkeypatch: pytest.M
 
 
 def test_what_the_driver_refuses_fails_one_launch(fake_cuda: FakeCuda) -> None:
-    executor = GpuExecutor(score_model(), fake_cuda.build)
+    executor = GpuExecutor(score_model(), fake_cuda.builder)
     fake_cuda.fail("cuGraphLaunch", INVALID_VALUE)
     with pytest.raises(LaunchFailed, match="tiny: 1 requests, 5 rows: cuGraphLaunch"):
         executor.run(0, 1, 5)
@@ -217,7 +207,7 @@ def test_what_the_driver_refuses_fails_one_launch(fake_cuda: FakeCuda) -> None:
 
 @pytest.mark.parametrize("function", ["cuGraphLaunch", "cuEventSynchronize"])
 def test_a_sticky_error_loses_the_device_for_good(fake_cuda: FakeCuda, function: str) -> None:
-    executor = GpuExecutor(score_model(), fake_cuda.build, 2)
+    executor = GpuExecutor(score_model(), fake_cuda.builder, 2)
     fake_cuda.fail(function, LAUNCH_FAILED)
     with pytest.raises(DeviceLost, match=f"{function}: CUDA_ERROR_LAUNCH_FAILED"):
         executor.run(0, 1, 5)
@@ -235,17 +225,19 @@ def test_failing_to_open_frees_everything(fake_cuda: FakeCuda) -> None:
     for function in ("cuGraphInstantiateWithFlags", "cuMemAlloc", "cuModuleLoadData"):
         fake_cuda.fail(function, OUT_OF_MEMORY)
         with pytest.raises(CudaError, match="OUT_OF_MEMORY"):
-            GpuExecutor(score_model(), fake_cuda.build, 2, mode=Isolation.GREEN)
+            GpuExecutor(score_model(), fake_cuda.builder, 2, mode=Isolation.GREEN)
     fake_cuda.fail("", 0)
 
     def broken(bucket: Bucket, target: Target) -> Program:
         raise CudaError("not today")
 
     model: Model = score_model(compile_program=broken)
+    builder = fake_cuda.builder
     with pytest.raises(CudaError, match="not today"):
-        GpuExecutor(model, fake_cuda.build)
+        GpuExecutor(model, builder)
+    assert builder.closed
     with pytest.raises(ValueError, match="at least 1 lane"):
-        GpuExecutor(score_model(), fake_cuda.build, 0)
+        GpuExecutor(score_model(), fake_cuda.builder, 0)
 
 
 def test_partitions_are_compiled_for_their_size(fake_cuda: FakeCuda) -> None:
@@ -256,7 +248,7 @@ def test_partitions_are_compiled_for_their_size(fake_cuda: FakeCuda) -> None:
         return score_program(bucket)
 
     model = score_model(compile_program=compile_program)
-    GpuExecutor(model, fake_cuda.build, 4, mode=Isolation.GREEN).close()
+    GpuExecutor(model, fake_cuda.builder, 4, mode=Isolation.GREEN).close()
     assert targets == {32}
-    GpuExecutor(model, fake_cuda.build, 4).close()
+    GpuExecutor(model, fake_cuda.builder, 4).close()
     assert targets == {32, 132}
