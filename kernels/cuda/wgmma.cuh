@@ -11,6 +11,7 @@ DEVICE void tensor_copy_to_shared(u32 to, const void* map, int x, int y, u32 bar
 DEVICE void tensor_copy_multicast(u32 to, const void* map, int x, int y, u32 bar, u16 ranks) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to), "l"(map), "r"(x), "r"(y), "r"(bar), "h"(ranks) : "memory");
 }
+DEVICE void tensor_prefetch_to_l2(const void* map, int x, int y) { asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(x), "r"(y) : "memory"); }
 DEVICE void prefetch_to_l2(const void* from, u32 bytes) { asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory"); }
 // What other launches stored becomes visible to this thread's tensor copies.
 DEVICE void fence_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }

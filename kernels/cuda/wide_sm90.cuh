@@ -116,13 +116,21 @@ template <class Tile, class Layer, class Inputs> struct WideProducer {
     const u8* from = weights + Layer::BIAS_OFFSET + (size_t)(at.group * Layer::BIAS_COLUMNS + at.column) * 4;
     bulk_copy_to_shared(base + Tile::O_BIAS, from, Tile::BIAS_BYTES, base + Tile::O_EXTRA_FULL);
   }
-  DEVICE void load_staged() const {
+  // Each box of the staged matrices of the tile at hand: f(offset in shared memory, map, x, y).
+  template <class F> DEVICE void each_staged(F f) const {
 #pragma unroll
     for (int i = 0; i < Tile::N_STAGED; i++)
 #pragma unroll
       for (int c = 0; c < Tile::BN; c += Tile::BOX_COLUMNS)
-        tensor_copy_to_shared(base + Tile::O_STAGED + i * Tile::STAGED_BYTES + c * Tile::SLICE_ROWS * 2, inputs.staged(i),
-                              at.group * Layer::N + at.column + c, at.row + at.ks * Tile::SLICE_ROWS, base + Tile::O_EXTRA_FULL);
+        f(i * Tile::STAGED_BYTES + c * Tile::SLICE_ROWS * 2, inputs.staged(i), at.group * Layer::N + at.column + c, at.row + at.ks * Tile::SLICE_ROWS);
+  }
+  DEVICE void load_staged() const {
+    each_staged([&](int offset, const void* map, int x, int y) {
+      tensor_copy_to_shared(base + Tile::O_STAGED + offset, map, x, y, base + Tile::O_EXTRA_FULL);
+    });
+  }
+  DEVICE void prefetch_staged() const {
+    each_staged([&](int, const void* map, int x, int y) { tensor_prefetch_to_l2(map, x, y); });
   }
   static constexpr u32 PART = Tile::B_BYTES / Tile::CM;
 };
@@ -163,6 +171,12 @@ DEVICE void wide_produce(u32 base, const u8* weights, const Inputs& inputs, Wide
       }
     }
     first = false;
+    if constexpr (Tile::N_STAGED > 0) {  // else device memory would rest while this tile is multiplied
+      if (tile + n_clusters < at.n_tiles) {
+        at.take(tile + n_clusters);
+        producer.prefetch_staged();
+      }
+    }
   }
 }
 
@@ -232,6 +246,27 @@ DEVICE void wide_finish_part(const WideOutput& out, const Epilogue& epilogue, co
   wide_finish<typename Tile::T, W, Layer::N, ALIGNED>(out, epilogue, at.row + slice_row + row, at.column + col, at.group * Layer::N, v, staged);
 }
 
+// Finishes what a thread has of a tile: rows row and row + 8, columns col .. col + 7 of each 32.
+template <class Tile, class Layer, class Epilogue>
+DEVICE void wide_finish_sums(const float* sums, const WideOutput& out, const Epilogue& epilogue, const WidePlace<Tile, Layer>& at, u32 base, int row, int col) {
+  constexpr bool ALIGNED = Layer::GROUPS == 1 || Layer::N % 8 == 0;
+#pragma unroll
+  for (int q = 0; q < Tile::BN / 32; q++) {
+    const F32x4 b0 = load_shared_f32x4(base + Tile::O_BIAS + (q * 32 + col) * 4), b1 = load_shared_f32x4(base + Tile::O_BIAS + (q * 32 + col) * 4 + 16);
+    const float bias[8] = {b0.x, b0.y, b0.z, b0.w, b1.x, b1.y, b1.z, b1.w};
+    u32 staged[2][Tile::N_STAGED ? Tile::N_STAGED : 1][4];
+#pragma unroll
+    for (int h = 0; h < 2; h++) wide_load_staged<Tile, 8>(staged[h], base, row + h * 8, q * 32 + col);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float v[8];
+#pragma unroll
+      for (int j = 0; j < 8; j++) v[j] = sums[q * 16 + j / 2 * 4 + h * 2 + j % 2] + bias[j];
+      wide_finish<typename Tile::T, 8, Layer::N, ALIGNED>(out, epilogue, at.row + row + h * 8, at.column + q * 32 + col, at.group * Layer::N, v, staged[h]);
+    }
+  }
+}
+
 // Exchanges the sums of a split K, and finishes this block's slice of rows.
 template <class Tile, class Layer, class Epilogue>
 DEVICE void wide_reduce(float* sums, const WideOutput& out, const Epilogue& epilogue, const WidePlace<Tile, Layer>& at, u32 base, int tid) {
@@ -299,15 +334,7 @@ DEVICE void wide_consume(const WideOutput& out, const Epilogue& epilogue, WidePl
     } else {
       mbarrier_wait(base + Tile::O_EXTRA_FULL, extra_parity);
       extra_parity ^= 1;
-#pragma unroll
-      for (int q = 0; q < Tile::BN / 32; q++)
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-          float v[8];
-#pragma unroll
-          for (int j = 0; j < 8; j++) v[j] = sums[q * 16 + j / 2 * 4 + h * 2 + j % 2];
-          wide_finish_part<Tile, Layer, 8>(out, epilogue, at, base, 0, warp * 16 + lane / 4 + h * 8, q * 32 + lane % 4 * 8, v);
-        }
+      wide_finish_sums(sums, out, epilogue, at, base, warp * 16 + lane / 4, lane % 4 * 8);
       __syncwarp();
       if (lane == 0) mbarrier_arrive(base + Tile::O_EXTRA_EMPTY);
     }

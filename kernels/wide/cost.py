@@ -19,9 +19,9 @@ LAUNCH_CLOCKS = 4000
 EXCHANGE_CLOCKS = 900
 """Exchange of split sums, besides their bytes."""
 
-_SHAPES = ((64, 32), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256))
+_SHAPES = ((64, 32), (64, 64), (64, 128), (128, 32), (128, 64), (128, 128), (128, 256))
 _SPLITS = (1, 2, 4, 8)
-_SHARES = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2))
+_SHARES = ((1, 1), (2, 1), (1, 2))
 
 
 def choose(layer: WideLayer, target: Target) -> WideConfig:

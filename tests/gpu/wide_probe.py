@@ -293,7 +293,32 @@ def check_one(
     return worst
 
 
+SATURATE = """KERNEL void wide(const float* in, u32* out) {
+  u32 d; float a = in[threadIdx.x];
+  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(a), "f"(a));
+  out[threadIdx.x] = d ^ (a != a ? 0 : pack_half2(a, a));
+}
+// SHARED_BYTES == 0
+"""
+
+
+def check_saturation() -> None:
+    """Ask whether one instruction does what pack_half2 does; NaN must stay NaN."""
+    text = '#include "ptx.cuh"\n' + SATURATE
+    layer = wide.WideLayer(1, 32, (64,))
+    kernel = wide.WideKernel(text, "wide", layer, wide.choose(layer, H100))
+    build([kernel])
+    values = [0.0, 1.0, -1e9, 1e9, 65504.0, 65519.0, 65520.0, float("inf"), -float("inf"), 3e-8]
+    x = torch.tensor([*values, float("nan")], device="cuda")
+    out = torch.empty(len(x), dtype=torch.int32, device="cuda")
+    launch = Launch(0, "wide", (1, 1, 1), len(x), (at(x), at(out)))
+    Bound(kernel, launch)()
+    torch.cuda.synchronize()
+    note("saturation: differences", [hex(v & 0xFFFFFFFF) for v in out.tolist()], "last: NaN's bits")
+
+
 def check() -> None:
+    check_saturation()
     c = wide.WideConfig
     wg, mma = wide.Method.WGMMA, wide.Method.MMA
     configs = [
@@ -430,7 +455,7 @@ def sweep(count: int) -> None:
         times = time_layer(layer, configs)
         model = [wide.clocks(layer, c, H100) / 1.7e3 for c in configs]
         best = min(times[:-1])
-        RESULTS[f"{name} {layer.rows}"] = [
+        RESULTS[f"{name} {layer.rows}"] = [  # measured, by the model, config
             (round(t, 2), round(m, 2), what)
             for (t, what), m in sorted(zip(times, [*model, 0.0], strict=True))
         ]
