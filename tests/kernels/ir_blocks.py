@@ -241,7 +241,7 @@ def chain(m: Maker) -> Node:
 
 def _link(m: Maker, x: Node, other: Node) -> Node:
     one = scalar(1.0, x)
-    match m.chance.randrange(10):
+    match m.chance.randrange(16):
         case 0:
             return m.do(Op.LOG, m.do(Op.ADD, m.do(Op.RELU, x), one))
         case 1:
