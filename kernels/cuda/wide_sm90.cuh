@@ -12,7 +12,8 @@
 //   CM, CN: CM tiles of rows share the weights, CN tiles of columns the rows; each fetches its part
 //   and multicasts it. For many rows, where reading from L2 is what limits.
 // Without SPLIT a cluster strides through the tiles; the ring runs on across tiles, so that the next
-// tile's loads overlap the epilogue.
+// tile's loads overlap the epilogue; with ALTERNATE the next tile's products do so too, by the other
+// warpgroup.
 //
 // Packed W: [group][tile of K][column, N_PADDED][64 of K] with the 16-byte parts of a 128-byte row r
 // at part ^ (r % 8), and each 32 columns permuted: row 8 j + 2 t + e holds column 8 t + 2 j + e, so
@@ -23,7 +24,7 @@
 
 // Layer, as emitted: N columns a group, GROUPS, K_TILES of a group, N_PADDED rows of packed W a tile
 // of K, BIAS_OFFSET in bytes from the weights, BIAS_COLUMNS a group.
-template <class Storage, int BM_, int BN_, int STAGES_, int SPLIT_, int CM_, int CN_, int N_STAGED_> struct WideTile {
+template <class Storage, int BM_, int BN_, int STAGES_, int SPLIT_, int CM_, int CN_, int N_STAGED_, bool ALTERNATE_ = false> struct WideTile {
   using T = Storage;
   static constexpr int BM = BM_, BN = BN_, STAGES = STAGES_, SPLIT = SPLIT_, CM = CM_, CN = CN_, N_STAGED = N_STAGED_;
   static constexpr int CLUSTER = SPLIT * CM * CN, SHARERS = CM + CN - 1;
@@ -31,8 +32,10 @@ template <class Storage, int BM_, int BN_, int STAGES_, int SPLIT_, int CM_, int
   // once all have emptied it.
   static constexpr bool IN_RING = SPLIT > 1 && BM * BN * 4 > 16384;
   static constexpr bool WAITS_LATER = SPLIT > 1 && SHARERS == 1 && !IN_RING;
-  static constexpr int CONSUMERS = BM * 2, CONSUMER_WARPS = CONSUMERS / 32;
-  static constexpr bool MOVES_REGISTERS = BN == 256;
+  static constexpr bool ALTERNATE = ALTERNATE_;  // whether each warpgroup takes every other tile, whole
+  static constexpr int SLABS = ALTERNATE ? BM / 64 : 1, N_SUMS = SLABS * BN / 2;  // of a thread
+  static constexpr int CONSUMERS = BM * 2, CONSUMER_WARPS = ALTERNATE ? 4 : CONSUMERS / 32;  // of one tile
+  static constexpr bool MOVES_REGISTERS = N_SUMS == 128;
   static constexpr int THREADS = CONSUMERS + (MOVES_REGISTERS ? 128 : 32);
   static constexpr int A_BYTES = BM * 128, B_BYTES = BN * 128, STAGE_BYTES = A_BYTES + B_BYTES;
   static constexpr int SLICE_ROWS = BM / SPLIT, BOX_COLUMNS = BN < 64 ? BN : 64;
@@ -43,6 +46,7 @@ template <class Storage, int BM_, int BN_, int STAGES_, int SPLIT_, int CM_, int
   static constexpr int O_PARTIAL = IN_RING ? O_RING : O_BIAS + BIAS_BYTES;
   static constexpr int SHARED_BYTES = O_BIAS + BIAS_BYTES + (IN_RING ? 0 : PARTIAL_BYTES);
   static_assert(BM == 64 || BM == 128, "a warpgroup takes 64 rows");
+  static_assert(!ALTERNATE || (SPLIT == 1 && BM == 128 && BN == 128), "two warpgroups, and registers for whole tiles");
   static_assert(!IN_RING || STAGES * STAGE_BYTES >= PARTIAL_BYTES, "room for sums");
   static_assert(STAGES <= 8 && SLICE_ROWS >= 8 && CLUSTER <= 8, "as laid out");
 };
@@ -180,7 +184,14 @@ DEVICE void wide_produce(u32 base, const u8* weights, const Inputs& inputs, Wide
   }
 }
 
-// Adds up a 64-row, BN-column tile of sums over the tiles of K.
+// Moves on by n tiles of K in the ring.
+template <class Tile> DEVICE void wide_skip(int n, int& slot, u32& parity) {
+  slot += n;
+  parity ^= slot / Tile::STAGES & 1;
+  slot %= Tile::STAGES;
+}
+
+// Adds up SLABS x 64 rows and BN columns of sums over the tiles of K.
 template <class Tile> DEVICE void wide_multiply(float* sums, u32 base, u32 a_offset, u32 release, int lane, int n_k, int& slot, u32& parity) {
   const auto free_slot = [&](int freed) {
     if constexpr (Tile::SHARERS == 1) {
@@ -190,7 +201,7 @@ template <class Tile> DEVICE void wide_multiply(float* sums, u32 base, u32 a_off
     }
   };
 #pragma unroll
-  for (int i = 0; i < Tile::BN / 2; i++) sums[i] = 0.f;
+  for (int i = 0; i < Tile::N_SUMS; i++) sums[i] = 0.f;
   int previous = -1;
 #pragma unroll 1
   for (int k = 0; k < n_k; k++) {
@@ -199,7 +210,9 @@ template <class Tile> DEVICE void wide_multiply(float* sums, u32 base, u32 a_off
     const u64 da = wgmma_descriptor(a + a_offset), db = wgmma_descriptor(a + Tile::A_BYTES);
     wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < 4; step++) wgmma<typename Tile::T, Tile::BN>(sums, da + step * 2, db + step * 2);
+    for (int step = 0; step < 4; step++)
+#pragma unroll
+      for (int slab = 0; slab < Tile::SLABS; slab++) wgmma<typename Tile::T, Tile::BN>(sums + slab * (Tile::BN / 2), da + slab * 512 + step * 2, db + step * 2);
     wgmma_commit();
     wgmma_wait<1>();
     if (previous >= 0) free_slot(previous);  // the step before has been read whole
@@ -209,7 +222,7 @@ template <class Tile> DEVICE void wide_multiply(float* sums, u32 base, u32 a_off
   wgmma_wait<0>();
   if (previous >= 0) free_slot(previous);
 #pragma unroll
-  for (int i = 0; i < Tile::BN / 2; i++) asm volatile("" : "+f"(sums[i]));  // not to be read before the wait
+  for (int i = 0; i < Tile::N_SUMS; i++) asm volatile("" : "+f"(sums[i]));  // not to be read before the wait
 }
 
 // W columns of a staged matrix: rows of BOX_COLUMNS elements, swizzled as wide as they are.
@@ -319,13 +332,18 @@ DEVICE void wide_consume(const WideOutput& out, const Epilogue& epilogue, WidePl
   const int lane = tid & 31, warp = tid >> 5;
   const int target = lane < Tile::CM ? (int)at.rank_of(lane, at.cn) : lane < Tile::SHARERS ? (int)at.rank_of(at.cm, lane - Tile::CM + (lane - Tile::CM >= at.cn)) : 0;
   const u32 release = Tile::SHARERS > 1 ? map_to_rank(base + Tile::O_EMPTY, target) : 0;
-  int slot = 0;
+  const int group = warp / 4, n_k = at.k_end - at.k_begin;
+  int slot = 0, first = cluster, stride = n_clusters;
   u32 parity = 0, extra_parity = 0;
+  if constexpr (Tile::ALTERNATE) {
+    wide_skip<Tile>(group * n_k, slot, parity);
+    first += group * stride, stride *= 2, extra_parity = group;
+  }
   wait_for_predecessor();  // an epilogue may read what it wrote
-  for (int tile = cluster; tile < at.n_tiles; tile += n_clusters) {
+  for (int tile = first; tile < at.n_tiles; tile += stride) {
     at.take(tile);
-    float sums[Tile::BN / 2];
-    wide_multiply<Tile>(sums, base, warp / 4 * 8192, release, lane, at.k_end - at.k_begin, slot, parity);
+    float sums[Tile::N_SUMS];
+    wide_multiply<Tile>(sums, base, Tile::ALTERNATE ? 0 : group * 8192, release, lane, n_k, slot, parity);
     if constexpr (Tile::SPLIT > 1) {
       if constexpr (Tile::WAITS_LATER) cluster_wait();  // the others have started
       if constexpr (Tile::IN_RING) cluster_sync();      // the others have emptied their rings
@@ -333,8 +351,11 @@ DEVICE void wide_consume(const WideOutput& out, const Epilogue& epilogue, WidePl
       return;
     } else {
       mbarrier_wait(base + Tile::O_EXTRA_FULL, extra_parity);
-      extra_parity ^= 1;
-      wide_finish_sums(sums, out, epilogue, at, base, warp * 16 + lane / 4, lane % 4 * 8);
+      if constexpr (!Tile::ALTERNATE) extra_parity ^= 1;
+#pragma unroll
+      for (int slab = 0; slab < Tile::SLABS; slab++)
+        wide_finish_sums(sums + slab * (Tile::BN / 2), out, epilogue, at, base, slab * 64 + (Tile::ALTERNATE ? warp % 4 : warp) * 16 + lane / 4, lane % 4 * 8);
+      if constexpr (Tile::ALTERNATE) wide_skip<Tile>(n_k, slot, parity);
       __syncwarp();
       if (lane == 0) mbarrier_arrive(base + Tile::O_EXTRA_EMPTY);
     }

@@ -29,6 +29,8 @@ class WideConfig:
         share_weights: Row tiles of a cluster, which share weights.
         share_rows: Column tiles of a cluster, which share rows.
         blocks_per_sm: How many blocks registers must leave room for.
+        alternate: Whether each of two warpgroups takes every other tile, 128 x 128, so that one
+            multiplies while the other ends; where a cluster has several tiles.
         max_clusters: Clusters launched at most; each strides through the tiles. 0: one a tile.
     """
 
@@ -40,6 +42,7 @@ class WideConfig:
     share_weights: int = 1
     share_rows: int = 1
     blocks_per_sm: int = 1
+    alternate: bool = False
     max_clusters: int = 0
 
     @property
@@ -58,7 +61,7 @@ class WideConfig:
         if self.method is Method.MMA:
             warps_n = self.tile_columns // 32
             return min(self.tile_rows // 16, 8 // warps_n) * warps_n * 32
-        return self.tile_rows * 2 + (128 if self.tile_columns == 256 else 32)
+        return self.tile_rows * 2 + (128 if self.tile_columns == 256 or self.alternate else 32)
 
     @property
     def exchange_bytes(self) -> int:
@@ -76,7 +79,7 @@ class WideConfig:
     @property
     def sums_fit(self) -> bool:
         """Whether a block's registers hold sums and epilogue without spilling, as compiled."""
-        if self.tile_columns == 256:
+        if self.tile_columns == 256 or self.alternate:
             return self.blocks_per_sm == 1
         warps = -(-self.threads // 32) * self.blocks_per_sm
         registers = min(

@@ -57,6 +57,10 @@ def candidates(layer: WideLayer, target: Target) -> Iterator[WideConfig]:
                     continue
                 if rows * share_weights >= 2 * max(layer.rows, 64):
                     continue
+                if (rows, columns, split) == (128, 128, 1):
+                    filled = _fill(layer, attrs.evolve(config, alternate=True), target)
+                    if filled is not None and filled.cluster_tiles(layer) > filled.max_clusters:
+                        yield filled
                 for blocks in (1, 2, 3):
                     filled = _fill(layer, attrs.evolve(config, blocks_per_sm=blocks), target)
                     if filled is not None:

@@ -198,7 +198,7 @@ def _wgmma_text(layer: WideLayer, config: WideConfig, entry: str, precision: Pre
     c = config
     tile = (
         f"WideTile<{_STORAGE[precision]}, {c.tile_rows}, {c.tile_columns}, {c.stages}, {c.split}, "
-        f"{c.share_weights}, {c.share_rows}, {len(staged)}>"
+        f"{c.share_weights}, {c.share_rows}, {len(staged)}{', true' if c.alternate else ''}>"
     )
     lines = [
         '#include "wide_sm90.cuh"',

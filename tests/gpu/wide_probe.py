@@ -33,6 +33,17 @@ from kernels.program import H100, Launch, Pointer, Precision, Role, TensorMap
 HEADERS = pathlib.Path(__file__).parents[2] / "kernels" / "cuda"
 RELU = wide.activation(Op.RELU)
 LINEAR = wide.activation(None)
+GAIN = wide.Epilogue(
+    "Gain",
+    """struct Gain {
+  static constexpr int N_STAGED = 0;
+  const float* gain;
+  DEVICE void operator()(int row, int col, float& v0, float& v1, const F32x2*) const {
+    v0 *= gain[col] * (row % 3), v1 *= gain[col + 1] * (row % 3);
+  }
+};""",
+    parameters=(("const float*", "gain"),),
+)
 RESULTS: dict[str, Any] = {}
 
 
@@ -225,6 +236,7 @@ def expected(
     w: torch.Tensor,
     b: torch.Tensor,
     staged: list[torch.Tensor],
+    gain: torch.Tensor,
 ) -> torch.Tensor:
     out = []
     for j in range(layer.groups):
@@ -235,6 +247,8 @@ def expected(
     y = torch.cat(out, 1)
     if layer.epilogue.n_staged == 2:
         return staged[0].double() * y + staged[1].double()
+    if layer.epilogue is GAIN:
+        return y * gain.double() * (torch.arange(len(y), device="cuda") % 3)[:, None]
     functions = {
         "Activate<Relu>": torch.relu,
         "Activate<Sigmoid>": torch.sigmoid,
@@ -268,6 +282,7 @@ def check_one(
     staged = [random((layer.rows, pitch), 1.0, dtype) for _ in range(layer.epilogue.n_staged)]
     y = torch.empty((layer.rows, pitch), device="cuda", dtype=dtype)
     counts = torch.tensor([rows, 1], dtype=torch.int32, device="cuda")
+    gain = torch.rand(n + 1, device="cuda")
     launch = kernel.launch(
         0,
         counts=at(counts),
@@ -275,10 +290,11 @@ def check_one(
         output=matrix(y, 8),
         inputs=tuple(inputs),
         staged=tuple(matrix(s) for s in staged),
+        extra=(at(gain),) if layer.epilogue is GAIN else (),
         dependent=False,
     )
     bound = Bound(kernel, launch)
-    want = expected(layer, xs, w, b, [s[:, :n] for s in staged])[:rows]
+    want = expected(layer, xs, w, b, [s[:, :n] for s in staged], gain[:n])[:rows]
     worst = 0.0
     for _ in range(3):
         y.fill_(float("nan"))
@@ -329,6 +345,9 @@ def check() -> None:
         c(wg, 128, 128, 4, 1, 2, max_clusters=4), c(wg, 128, 128, 5, 1, 2, 2, max_clusters=3),
         c(wg, 128, 256, 4, 1, 2, max_clusters=3), c(wg, 64, 128, 4, 1, 4),
         c(wg, 64, 64, 4, 1, 1, 2),
+        c(wg, 128, 128, 4, alternate=True), c(wg, 128, 128, 4, alternate=True, max_clusters=3),
+        c(wg, 128, 128, 5, 1, 2, alternate=True, max_clusters=2),
+        c(wg, 128, 128, 3, 1, 1, 2, alternate=True, max_clusters=2),
         c(mma, 64, 32, 6), c(mma, 64, 64, 4), c(mma, 128, 64, 4), c(mma, 128, 128, 3),
     ]  # fmt: skip
     layer = wide.WideLayer
@@ -341,6 +360,7 @@ def check() -> None:
         (layer(1, 40, (520,), 1, wide.activation(Op.LEAKY_RELU, 0.1)), 1, fp),
         (layer(200, 392, (600, 8), 1, wide.CROSS), 133, fp),
         (layer(256, 256, (512,), 8, RELU), 256, fp),
+        (layer(400, 520, (640,), 1, GAIN), 390, fp),
         (layer(130, 50, (520,), 3, wide.activation(Op.ELU, 0.7)), 130, bf),
     ]
     pairs = [
@@ -385,6 +405,7 @@ def brief(c: wide.WideConfig) -> str:
     return (
         f"{c.method[0]} {c.tile_rows}x{c.tile_columns} st{c.stages} sp{c.split} "
         f"{c.share_weights}x{c.share_rows} b{c.blocks_per_sm} m{c.max_clusters}"
+        f"{' alt' if c.alternate else ''}"
     )
 
 
