@@ -32,6 +32,9 @@ from kernels.passes.views import (
     runs,
 )
 
+# A CONCAT that others read too is made for them: taking it apart saves no copy, and hides that
+# all read the same value.
+NO_COPY: Final = frozenset({Op.LINEAR, Op.CONCAT, Op.RESHAPE, Op.SLICE})
 # A constant is rewritten to another shape up to so many elements; a larger one is worth no copy.
 _SMALL: Final = 1 << 16
 
@@ -188,14 +191,15 @@ def _take(node: Node, _: Uses) -> Node | None:
     return None
 
 
-def _concat(node: Node, _: Uses) -> Node | None:
+def _concat(node: Node, uses: Uses) -> Node | None:
     axis = node.arg
     assert isinstance(axis, int)
     if len(node.sources) == 1:
         return node.sources[0]
     flat: list[Node] = []
     for source in node.sources:
-        flat.extend(source.sources if source.op is Op.CONCAT and source.arg == axis else [source])
+        nested = source.op is Op.CONCAT and source.arg == axis and uses.only_by(source, NO_COPY)
+        flat.extend(source.sources if nested else [source])
     joined = _rejoined(flat, axis) if node.lead is not None else flat
     if len(joined) == len(node.sources):
         return None

@@ -24,11 +24,9 @@ import numpy as np
 from kernels.ir.build import make
 from kernels.ir.node import Node, Op
 from kernels.passes.affine import Array, activated, bias, blocks, inputs, like, linear, spec, wide
+from kernels.passes.movement import NO_COPY
 from kernels.passes.rewrite import Rule, Uses, by_op
 from kernels.passes.views import Interval, cut, interval, piece, reshape
-
-# A CONCAT that others read too is made for them: there is no copy to save.
-_NO_COPY: Final = frozenset({Op.LINEAR, Op.CONCAT, Op.RESHAPE, Op.SLICE})
 
 
 @attrs.frozen(eq=False)
@@ -80,7 +78,7 @@ def _constant_term(block: Block) -> Array:
 def _parts(block: Block, others: Iterable[Node], uses: Uses) -> list[Block] | None:
     value, rows = block.value, block.rows
     last = len(value.shape) - 1
-    if value.op is Op.CONCAT and value.arg == last and uses.only_by(value, _NO_COPY):
+    if value.op is Op.CONCAT and value.arg == last and _apart(value, others, uses):
         sizes = np.cumsum([part.dims[-1] for part in value.sources])[:-1]
         split = np.split(rows, sizes)
         return [Block(part, r) for part, r in zip(value.sources, split, strict=True)]
@@ -95,6 +93,11 @@ def _parts(block: Block, others: Iterable[Node], uses: Uses) -> list[Block] | No
             inner = make(Op.EXPAND, inner, shape=whole, name=value.name)
         return [Block(inner, wide(rows).sum(axis=0, keepdims=True))]
     return None
+
+
+def _apart(value: Node, others: Iterable[Node], uses: Uses) -> bool:
+    """Whether a CONCAT is made for nobody else, or its parts are read beside it anyway."""
+    return uses.only_by(value, NO_COPY) or any(other in value.sources for other in others)
 
 
 def _flattened(value: Node, rows: Array) -> list[Block] | None:

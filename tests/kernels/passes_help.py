@@ -43,17 +43,32 @@ def mlp(x: Node, sizes: Sequence[int], *, last: bool = True) -> Node:
     return x
 
 
-def _candidate(*widths: int) -> tuple[dict[str, Node], list[Node]]:
-    """Return the inputs of a graph of candidate columns alone, and the parts of these."""
-    node = input_node("candidate", Lead.ROWS, sum(widths))
-    ends = np.cumsum(widths)
-    starts = ends - widths
-    parts = [slice_(node, 1, int(a), int(b)) for a, b in zip(starts, ends, strict=True)]
-    return {"candidate": node}, parts
+def columns(*widths: int, user: Sequence[int] = ()) -> tuple[dict[str, Node], list[Node]]:
+    """Return the inputs of a graph and their parts, all of the rows.
+
+    Args:
+        widths: Of the parts.
+        user: Columns of each part that are the user's, at its front; none where left out.
+    """
+    n_user = [*user, *(0 for _ in widths[len(user) :])]
+    inputs = {"candidate": input_node("candidate", Lead.ROWS, sum(widths) - sum(n_user))}
+    if sum(n_user):
+        inputs["user"] = input_node("user", Lead.REQUESTS, sum(n_user))
+        repeated = make(Op.TO_ROWS, inputs["user"])
+    parts, at, user_at = [], 0, 0
+    for width, n in zip(widths, n_user, strict=True):
+        pieces = []
+        if n:
+            pieces.append(slice_(repeated, 1, user_at, user_at + n))
+        if n < width:
+            pieces.append(slice_(inputs["candidate"], 1, at, at + width - n))
+        user_at, at = user_at + n, at + width - n
+        parts.append(concat(*pieces, axis=1) if len(pieces) > 1 else pieces[0])
+    return inputs, parts
 
 
-def dlrm_dcnv2() -> Graph:
-    inputs, (numbers, emb) = _candidate(13, 6 * 8)
+def dlrm_dcnv2(user: Sequence[int] = ()) -> Graph:
+    inputs, (numbers, emb) = columns(13, 6 * 8, user=user)
     x0 = concat(mlp(numbers, [16, 8]), reshape(reshape(emb, 6, 8), 48))
     x = x0
     for _ in range(3):
@@ -62,8 +77,8 @@ def dlrm_dcnv2() -> Graph:
     return Graph("dlrm_dcnv2", inputs, make(Op.SIGMOID, mlp(x, [32, 16, 1], last=False)))
 
 
-def dlrm() -> Graph:
-    inputs, (numbers, emb) = _candidate(13, 6 * 8)
+def dlrm(user: Sequence[int] = ()) -> Graph:
+    inputs, (numbers, emb) = columns(13, 6 * 8, user=user)
     b = mlp(numbers, [16, 8])
     t = concat(reshape(b, 1, 8), reshape(emb, 6, 8), axis=1)
     dots = reshape(make(Op.MATMUL, t, transpose(t, 0, 2, 1)), 49)
@@ -72,8 +87,8 @@ def dlrm() -> Graph:
     return Graph("dlrm", inputs, make(Op.SIGMOID, mlp(z, [32, 16, 1], last=False)))
 
 
-def deepfm() -> Graph:
-    inputs, (numbers, emb, first) = _candidate(13, 6 * 8, 6)
+def deepfm(user: Sequence[int] = ()) -> Graph:
+    inputs, (numbers, emb, first) = columns(13, 6 * 8, 6, user=user)
     fields = reshape(emb, 6, 8)
     s = build.sum_(fields, 1)
     squares = build.sum_(mul(fields, fields), 1)
@@ -84,9 +99,9 @@ def deepfm() -> Graph:
     return Graph("deepfm", inputs, make(Op.SIGMOID, total))
 
 
-def din(*, difference_first: bool = True, softmax: bool = True) -> Graph:
+def din(user: Sequence[int] = (), *, difference_first: bool = True, softmax: bool = True) -> Graph:
     t, d = 10, 8
-    inputs, (query, keys, mask, other) = _candidate(d, t * d, t, 12)
+    inputs, (query, keys, mask, other) = columns(d, t * d, t, 12, user=user)
     h = reshape(keys, t, d)
     q = build.expand(reshape(query, 1, d), t, d)
     difference = build.sub(q, h) if difference_first else build.sub(h, q)
@@ -100,8 +115,8 @@ def din(*, difference_first: bool = True, softmax: bool = True) -> Graph:
     return Graph("din", inputs, make(Op.SIGMOID, top))
 
 
-def mmoe(n_experts: int = 4, n_tasks: int = 3) -> Graph:
-    inputs, (x,) = _candidate(40)
+def mmoe(user: Sequence[int] = (), n_experts: int = 4, n_tasks: int = 3) -> Graph:
+    inputs, (x,) = columns(40, user=user)
     experts = [reshape(mlp(x, [32, 16]), 1, 16) for _ in range(n_experts)]
     e = concat(*experts, axis=1)
     out = []
@@ -123,9 +138,9 @@ def attention(x: Node, heads: int) -> Node:
     return dense(reshape(transpose(a, 0, 2, 1, 3), t, d), d)
 
 
-def bst() -> Graph:
+def bst(user: Sequence[int] = ()) -> Graph:
     t, d, heads = 6, 16, 4
-    inputs, (seq, other) = _candidate(t * d, 12)
+    inputs, (seq, other) = columns(t * d, 12, user=user)
     x = reshape(seq, t, d)
 
     def norm(value: Node) -> Node:
@@ -139,7 +154,16 @@ def bst() -> Graph:
     return Graph("bst", inputs, make(Op.SIGMOID, top))
 
 
-MODELS: dict[str, Callable[[], Graph]] = {
+# Columns of each part that are the user's: a DIN's and a BST's sequence, half of the fields.
+USER: dict[str, tuple[int, ...]] = {
+    "dlrm_dcnv2": (6, 24),
+    "dlrm": (0, 24),
+    "deepfm": (6, 24, 3),
+    "din": (0, 80, 10, 6),
+    "mmoe": (20,),
+    "bst": (96, 0),
+}
+MODELS: dict[str, Callable[..., Graph]] = {
     made.__name__: made for made in (dlrm_dcnv2, dlrm, deepfm, din, mmoe, bst)
 }
 

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+
+from kernels.ir import build
+from kernels.ir.build import make
+from kernels.ir.node import Graph, Lead, Op, input_node
+from kernels.passes import optimise
+from kernels.passes.flops import total
+from tests.kernels.passes_help import MODELS, USER, assert_same, columns, mlp, ops, weights
+
+_MLPERF = {Lead.ROWS: 270, Lead.REQUESTS: 1}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_with_a_user_side_keeps_its_scores(name: str) -> None:
+    graph = MODELS[name](USER[name])
+
+    def trace(name: str, after: Graph) -> None:
+        assert_same(graph, after, name=name)
+
+    assert_same(graph, optimise(graph, trace))
+    assert_same(graph, optimise(graph, trace, user_once=False))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_pass_never_adds_work_and_can_be_left_out(name: str) -> None:
+    graph = MODELS[name](USER[name])
+    with_it, without = optimise(graph), optimise(graph, user_once=False)
+    assert total(with_it, _MLPERF) <= total(without, _MLPERF)
+    assert optimise(with_it) is with_it
+
+
+def test_half_of_a_wide_first_layer_is_done_once_a_request() -> None:
+    inputs, (x,) = columns(512, user=(256,))
+    graph = Graph("wide", inputs, make(Op.SIGMOID, mlp(x, [256, 64, 1], last=False)))
+    with_it, without = optimise(graph), optimise(graph, user_once=False)
+    ratio = total(with_it, _MLPERF) / total(without, _MLPERF)
+    assert ratio < 0.6
+    leads = [node.lead for node in with_it.nodes() if node.op is Op.LINEAR]
+    assert leads.count(Lead.REQUESTS) == 1
+    assert leads.count(Lead.ROWS) == 3
+
+
+def test_a_tower_of_the_user_alone_is_done_for_the_requests() -> None:
+    inputs, (user, candidate) = columns(32, 8, user=(32, 0))
+    x = build.concat(mlp(user, [64, 16]), candidate)
+    graph = optimise(Graph("towers", inputs, mlp(x, [1], last=False)))
+    leads = [node.lead for node in graph.nodes() if node.op is Op.LINEAR]
+    assert leads.count(Lead.REQUESTS) == 3  # two layers, and the user's half of the last
+
+
+def test_an_encoder_of_the_users_sequence_is_done_for_the_requests() -> None:
+    graph = optimise(MODELS["bst"](USER["bst"]))
+    (encoder,) = [node for node in graph.nodes() if node.op is Op.ENCODER]
+    assert encoder.lead is Lead.REQUESTS
+
+
+def test_attention_reads_the_users_sequence_where_it_is() -> None:
+    graph = optimise(MODELS["din"](USER["din"]))
+    (attention,) = [node for node in graph.nodes() if node.op is Op.TARGET_ATTENTION]
+    assert [source.op for source in attention.sources[1:3]] == [Op.TO_ROWS, Op.TO_ROWS]
+
+
+def test_sums_over_fields_are_split_between_user_and_candidate() -> None:
+    graph = optimise(MODELS["deepfm"](USER["deepfm"]))
+    assert ops(graph)[Op.CONCAT] == 0
+    assert any(n.op is Op.SUM and n.lead is Lead.REQUESTS for n in graph.nodes())
+
+
+def test_few_user_columns_stay_in_their_linear() -> None:
+    user = input_node("user", Lead.REQUESTS, 4)
+    candidate = input_node("candidate", Lead.ROWS, 8)
+    x = build.linear((build.to_rows(user), candidate), weights(12, 5))
+    graph = optimise(Graph("few", {"user": user, "candidate": candidate}, x))
+    assert ops(graph)[Op.LINEAR] == 1
