@@ -7,6 +7,7 @@ the gateway. Every request that a complete join brought is answered exactly once
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -195,14 +196,22 @@ class Engine:
             self._answer(run, scores[row : row + n_rows], launched, now)
             row += n_rows
 
-    def failed(self, window: Window[Work], problem: str) -> None:
+    def failed(self, window: Window[Work], problem: str, code: str = "internal") -> None:
         """Answer the requests of a window that could not be run."""
         self._n_running -= 1
         self._policy.finished(window, None)
         for key in dict.fromkeys(each.key for each in window.slices):
             self._policy.cancel(key)
             self._partial.pop(key, None)
-            self._refuse_of(key.join, [key.position], "internal", problem)
+            self._refuse_of(key.join, [key.position], code, problem)
+
+    def abandon(self, problem: str) -> None:
+        """Answer ``unavailable`` to everything that waits. Nothing may be running."""
+        for key in self._policy.expire(math.inf):
+            self._partial.pop(key, None)
+            self._refuse_of(key.join, [key.position], "unavailable", problem)
+        for join in self._joins.drain():
+            self._refuse_of(join, range(len(join.deadlines)), "unavailable", problem)
 
     def close(self) -> None:
         """Give the lanes back. Nothing may be running."""

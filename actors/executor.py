@@ -1,27 +1,33 @@
-"""The executor: joins a batch's parts, shares launches among requests, sends scores back."""
+"""The executor: joins a batch's parts, shares launches among requests, sends scores back.
+
+On a card, launches are queued from the event loop and awaited by their lanes' threads. When the
+card is lost, the executor answers ``unavailable`` to all that it holds and ends with
+``DeviceLost``, which ends the node's process: whoever started it starts another.
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
 import math
+from typing import NoReturn
 
-import attrs
 import numpy as np
 import outcome
 import trio
-from attrs.validators import ge, instance_of
 from numpy.typing import NDArray
 from outcome import Outcome
 
+from actors.dense import ExecutorOptions, open_dense
 from actors.engine import Engine, Work
 from actors.join import BlockLayout
 from actors.options import read_options
 from actors.scatter import shard_layouts
 from actors.usual import answer_usual
 from kernels.bundle.load import load_bundle
-from kernels.errors import KernelsError
-from kernels.host import HostExecutor
+from kernels.errors import DeviceLost, KernelsError
+from kernels.executor import QueuedExecutor
+from kernels.gpu.executor import GpuExecutor
 from runtime.actor import Context, Envelope
 from runtime.errors import StartError
 from runtime.lanes import LaneThreads
@@ -42,25 +48,10 @@ _RECEIVE_MOST = 256
 # A launch that is predicted to be shorter runs in the event loop: handing it to its lane's thread
 # and back costs 0.1 to 0.4 ms of the processor's time.
 _INLINE_S = 0.0004
-
-
-@attrs.frozen(kw_only=True)
-class ExecutorOptions:
-    """The options of an executor in a topology file.
-
-    Attributes:
-        lanes: Launches under way at once; on a host, threads that run the dense graph.
-        max_rows: Rows of the largest bucket. Larger requests are split and joined.
-        max_requests: Requests that share a launch at most.
-        linger_us: How long an idle lane may wait for company, in microseconds.
-        backlog_rows: High-water mark: above it, requests are answered ``overloaded`` at once.
-    """
-
-    lanes: int = attrs.field(default=1, validator=[instance_of(int), ge(1)])
-    max_rows: int = attrs.field(default=2048, validator=[instance_of(int), ge(1)])
-    max_requests: int = attrs.field(default=256, validator=[instance_of(int), ge(1)])
-    linger_us: int = attrs.field(default=0, validator=[instance_of(int), ge(0)])
-    backlog_rows: int = attrs.field(default=1 << 18, validator=[instance_of(int), ge(1)])
+# Before the process ends, for the last answers to leave: they are on their way to the kernel, in
+# the hands of ZeroMQ's thread.
+_LAST_WORDS_S = 0.05
+_LOST = "the executor lost its card and is being restarted"
 
 
 class Executor:
@@ -73,6 +64,7 @@ class Executor:
         self._timer = trio.CancelScope()
         self._pumped = trio.Event()
         self._lanes: LaneThreads[NDArray[np.float32]]
+        self._queued: QueuedExecutor | None = None
 
     async def run(
         self, mailbox: Mailbox, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -93,9 +85,29 @@ class Executor:
                     self._pumped = trio.Event()
                     await self._pumped.wait()
                 nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            lost = group.subgroup(DeviceLost)
+            if lost is None:
+                raise
+            await self._lanes.aclose()
+            await self._abandon(engine, mailbox, lost)
         finally:
             await self._lanes.aclose()
             engine.close()
+
+    async def _abandon(self, engine: Engine, mailbox: Mailbox, error: BaseException) -> NoReturn:
+        """Answer what is held, in the mailbox too, and end."""
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        log.error("%s: its card is lost: %s", self._context.name, error)
+        with trio.CancelScope(shield=True):
+            mailbox.close()
+            while envelopes := await mailbox.receive_batch(_RECEIVE_MOST):
+                for envelope in envelopes:
+                    self._serve(engine, envelope)
+            engine.abandon(_LOST)
+            await trio.sleep(_LAST_WORDS_S)
+        raise error
 
     def _open(self) -> Engine:
         """Load the dense graph; the slow part of starting."""
@@ -109,12 +121,8 @@ class Executor:
         [model] = served
         options = self._options
         bundle = load_bundle(model.bundle)
-        dense = HostExecutor(
-            bundle,
-            n_lanes=options.lanes,
-            max_rows=options.max_rows,
-            max_requests=options.max_requests,
-        )
+        dense = open_dense(bundle, options, name)
+        self._queued = dense if isinstance(dense, GpuExecutor) else None
         policy: WindowPolicy[Work] = WindowPolicy(
             max_rows=dense.max_rows,
             max_requests=dense.max_requests,
@@ -147,15 +155,23 @@ class Executor:
         """Launch what is to run now, and set the timer for what comes next."""
         now = trio.current_time()
         for window in engine.windows(now):
+            launched = functools.partial(self._launched, engine, window, now)
+            if self._queued is not None:
+                try:
+                    self._queued.start(window.lane, len(window.slices), window.n_rows)
+                except KernelsError as error:
+                    self._finish(engine, window, now, outcome.Error(error))
+                    continue
+                finish = functools.partial(self._queued.finish, window.lane)
+                self._lanes.submit(window.lane, finish, launched)
+                continue
             run = functools.partial(
                 engine.dense.run, window.lane, len(window.slices), window.n_rows
             )
             if engine.predict(window) < _INLINE_S:
                 self._finish(engine, window, trio.current_time(), outcome.capture(run))
             else:
-                self._lanes.submit(
-                    window.lane, run, functools.partial(self._launched, engine, window, now)
-                )
+                self._lanes.submit(window.lane, run, launched)
         wake_at = engine.wake_at(now)
         self._timer.deadline = math.inf if wake_at is None else wake_at
         self._pumped.set()
@@ -180,6 +196,9 @@ class Executor:
     ) -> None:
         try:
             scores = result.unwrap()
+        except DeviceLost:
+            engine.failed(window, _LOST, "unavailable")
+            raise
         except KernelsError as error:
             log.exception("%s: a launch failed", self._context.name)
             engine.failed(window, str(error))

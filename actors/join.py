@@ -152,6 +152,13 @@ class Joins:
                 n_expired += 1
         return n_expired
 
+    def drain(self) -> list[Join]:
+        """Forget all joins; return those whose head has come, which somebody waits for."""
+        joins = [join for join in self._joins.values() if join.head is not None]
+        self._joins.clear()
+        self._deadlines.clear()
+        return joins
+
     def next_deadline(self) -> float | None:
         """Return when ``expire`` next has something to look at, or None."""
         return self._deadlines[0][0] if self._deadlines else None

@@ -23,8 +23,14 @@ The file of a small cluster::
     [nodes.shard-0.actors.shard-0]
     class = "actors.shard.EmbeddingShard"
 
+    [nodes.executor-0]
+    mps = 50                      # optional: percent of a card that the node's executors get; the
+                                  # daemon through which nodes share it is started and stopped, too
+
     [nodes.executor-0.actors.executor-0]
     class = "actors.executor.Executor"
+    device = "cuda"               # optional: "host" (the default), "cuda", or "auto"
+    gpu.mode = "streams"          # optional: see actors/dense.py for these and others
 
 Messages about mistakes name file, line, table and key.
 """
@@ -162,9 +168,10 @@ def _model(table: _Table, path: Path) -> ModelSpec:
 
 def _node(table: _Table) -> NodeSpec:
     bind = table.take("bind", str, "")
+    mps = table.take("mps", int) if "mps" in table.left else None
     actors = [_actor(each) for each in table.tables("actors")]
-    table.finish("bind", "actors")
-    return NodeSpec(name=table.key, actors=tuple(actors), bind=bind or None)
+    table.finish("bind", "mps", "actors")
+    return NodeSpec(name=table.key, actors=tuple(actors), bind=bind or None, mps=mps)
 
 
 def _actor(table: _Table) -> ActorSpec:

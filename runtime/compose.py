@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, Final
 
-from kernels.errors import BundleError, GraphError, SpecError
+from kernels.errors import BundleError, DeviceLost, GraphError, SpecError
 from runtime.errors import StartError
 from runtime.host import Factory
 from runtime.topology import ActorSpec, NodeSpec, Topology
@@ -14,6 +14,9 @@ from transport.errors import AddressError
 
 HOPELESS: Final = (StartError, AddressError, BundleError, GraphError, SpecError, OSError)
 """Of what is wrong with what a node was given, at its start: a restart finds the same again."""
+
+FATAL: Final = (DeviceLost,)
+"""What ends the whole process: whoever started it starts another, and that may go better."""
 
 
 def factories_of(nodes: tuple[NodeSpec, ...]) -> dict[str, Factory]:

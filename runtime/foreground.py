@@ -16,10 +16,10 @@ from typing import Final
 import trio
 
 from runtime.bus import Bus
-from runtime.compose import HOPELESS, factories_of
+from runtime.compose import FATAL, HOPELESS, factories_of
 from runtime.errors import ActorDied, StartError
 from runtime.host import Host
-from runtime.reports import EXIT_FAILED, EXIT_OK, EXIT_START, Failure, Report
+from runtime.reports import EXIT_FAILED, EXIT_LOST, EXIT_OK, EXIT_START, Failure, Report
 from runtime.supervisor import Phase, describe, sole
 from runtime.topology import Topology
 
@@ -68,7 +68,7 @@ def run_node(
         return EXIT_START
     log.error("node %s failed", name, exc_info=cause)
     tell(Failure(f"node {name}: {describe(failure)}"))
-    return EXIT_FAILED
+    return EXIT_LOST if isinstance(cause, FATAL) else EXIT_FAILED
 
 
 class _Node:
@@ -96,6 +96,7 @@ class _Node:
             factories_of((topology.node(self._name),)),
             remote=bus.ref if bus is not None else None,
             hopeless=HOPELESS,
+            fatal=FATAL,
             report=self._report,
         )
         async with trio.open_nursery() as nursery:

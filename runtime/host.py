@@ -89,6 +89,7 @@ class Host:
         remote: Callable[[str], Ref] | None = None,
         policy: RestartPolicy | None = None,
         hopeless: tuple[type[Exception], ...] = (StartError,),
+        fatal: tuple[type[Exception], ...] = (),
         report: Report = _silent,
     ) -> None:
         """Make the mailboxes, which take messages from now on; ``run`` starts the actors.
@@ -99,6 +100,7 @@ class Host:
             remote: Makes a reference to an actor that is not in ``factories``.
             policy: When to restart an actor.
             hopeless: Failures at the start that a restart does not mend.
+            fatal: Failures at any time that only a new process mends.
             report: Told of each change.
         """
         self.topology = topology
@@ -106,6 +108,7 @@ class Host:
         self._remote = remote
         self._policy = policy or RestartPolicy()
         self._hopeless = hopeless
+        self._fatal = fatal
         self._failure: ActorDied | None = None
         self._residents: dict[str, _Resident] = {}
         self._refs: dict[str, Ref] = {}
@@ -183,6 +186,7 @@ class Host:
                     stopping=resident.stopping,
                     policy=self._policy,
                     hopeless=self._hopeless,
+                    fatal=self._fatal,
                     on_phase=resident.enter,
                 )
         except ActorDied as death:

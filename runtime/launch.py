@@ -23,8 +23,10 @@ from typing import Final
 import attrs
 import trio
 
+from kernels.gpu.mps import Mps
 from runtime.compose import addresses
 from runtime.foreground import stop_signals
+from runtime.mps import client_environment
 from runtime.reports import (
     EXIT_FAILED,
     EXIT_OK,
@@ -65,7 +67,12 @@ class Cluster:
     """The nodes of a topology as processes of this machine."""
 
     def __init__(
-        self, topology: Topology, path: Path, console: Console, policy: RestartPolicy = POLICY
+        self,
+        topology: Topology,
+        path: Path,
+        console: Console,
+        policy: RestartPolicy = POLICY,
+        mps: Mps | None = None,
     ) -> None:
         """Start nothing yet.
 
@@ -74,8 +81,10 @@ class Cluster:
             path: The cluster file, for the children to read.
             console: For progress, and the output of the children.
             policy: When to restart a node.
+            mps: What nodes share a card through; it runs for as long as the nodes do.
         """
         self._topology = topology
+        self._mps = mps
         self._path = path
         self._console = console
         self._children = [_Child(node, Restarts(policy)) for node in topology.nodes]
@@ -155,7 +164,7 @@ class Cluster:
         reading, writing = os.pipe()
         reports = trio.lowlevel.FdStream(reading)
         try:
-            process = await self._spawn(child.spec.name, writing)
+            process = await self._spawn(child.spec, writing)
         finally:
             os.close(writing)
         child.process = process
@@ -181,14 +190,15 @@ class Cluster:
                         await stream.aclose()
         return was_ready, code
 
-    async def _spawn(self, name: str, report_fd: int) -> trio.Process:
+    async def _spawn(self, node: NodeSpec, report_fd: int) -> trio.Process:
         module = "runtime.node"
-        arguments = [str(self._path), "--node", name, "--report", str(report_fd)]
+        arguments = [str(self._path), "--node", node.name, "--report", str(report_fd)]
         return await trio.lowlevel.open_process(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            env={**os.environ, **client_environment(self._mps, node)},
             pass_fds=(report_fd,),
             process_group=0,
         )

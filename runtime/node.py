@@ -5,7 +5,8 @@ it dies (``launch.py``). With it, that node runs here, in the foreground (``fore
 
 Ctrl-C and SIGTERM drain: nodes refuse new work, finish what they took, and the command exits with
 0. A second one kills. Other exit codes: 1, it failed, or work was left when the time to drain was
-over; 2, it cannot start as it is configured, and a line on standard error says why.
+over; 2, it cannot start as it is configured, and a line on standard error says why; 3, a node of
+one's own lost its card, which only a new process may get back.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from runtime import cluster_file, launch, reports
 from runtime.compose import check_bundles, factories_of
 from runtime.errors import StartError
 from runtime.foreground import run_node
+from runtime.mps import client_environment, shared_card
 from runtime.reports import EXIT_FAILED, EXIT_START, Console
 from runtime.topology import Topology
 
@@ -56,16 +58,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StartError as error:
         tell(reports.Failure(str(error)))
         return EXIT_START
+    node = topology.node(arguments.node)
     if arguments.report is not None:
-        return run_node(topology, arguments.node, tell, stop_signals=(signal.SIGTERM,))
+        return run_node(topology, node.name, tell, stop_signals=(signal.SIGTERM,))
     _say_lookups(topology)
-    return run_node(
-        topology,
-        arguments.node,
-        tell,
-        stop_signals=(signal.SIGTERM, signal.SIGINT),
-        on_ready=lambda: launch.say_ready(Console(), topology, (topology.node(arguments.node),)),
-    )
+    try:
+        with shared_card(topology.run_folder, (node,)) as mps:
+            os.environ.update(client_environment(mps, node))
+            return run_node(
+                topology,
+                node.name,
+                tell,
+                stop_signals=(signal.SIGTERM, signal.SIGINT),
+                on_ready=lambda: launch.say_ready(Console(), topology, (node,)),
+            )
+    except StartError as error:
+        tell(reports.Failure(str(error)))
+        return EXIT_START
 
 
 def _run_cluster(topology: Topology, path: Path) -> int:
@@ -74,7 +83,8 @@ def _run_cluster(topology: Topology, path: Path) -> int:
     console = Console()
     nodes = ", ".join(node.name for node in topology.nodes)
     console.say(f"{topology.name}: starting {nodes}")
-    return trio.run(launch.Cluster(topology, path, console).run)
+    with shared_card(topology.run_folder, topology.nodes) as mps:
+        return trio.run(launch.Cluster(topology, path, console, mps=mps).run)
 
 
 def _say_lookups(topology: Topology) -> None:

@@ -15,6 +15,7 @@ from runtime.supervisor import Phase
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_START: Final = 2  # as argparse's: what was given is wrong, and giving it again is of no use
+EXIT_LOST: Final = 3  # what only a new process mends, such as a lost card: start it again
 
 # A line for each fifth of the way is enough for a person, and for a log.
 _STEPS: Final = 5

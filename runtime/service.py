@@ -31,7 +31,7 @@ import attrs
 import trio
 
 from runtime import cluster_file
-from runtime.compose import HOPELESS, check_bundles, factories_of
+from runtime.compose import FATAL, HOPELESS, check_bundles, factories_of
 from runtime.errors import ActorDied, StartError
 from runtime.host import Host
 from runtime.supervisor import describe, sole
@@ -79,7 +79,7 @@ class Service:
             ActorDied: An actor broke for good; the body is cancelled.
         """
         topology, gateway = read(what)
-        host = Host(topology, factories_of(topology.nodes), hopeless=HOPELESS)
+        host = Host(topology, factories_of(topology.nodes), hopeless=HOPELESS, fatal=FATAL)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(host.run)

@@ -3,7 +3,8 @@
 The strategy is one_for_one: the others go on. ``Restarts`` decides, as a value; ``supervise`` acts.
 An actor that dies too often is given up: the whole node then ends with an error, and whoever
 started the node replaces that. Failures that a restart cannot mend (a missing bundle, a port in
-use) are given up at once if the actor has never been ready.
+use) are given up at once if the actor has never been ready; those that only a new process mends (a
+card that is lost) always are.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ async def supervise(
     stopping: trio.Event,
     policy: RestartPolicy,
     hopeless: tuple[type[Exception], ...],
+    fatal: tuple[type[Exception], ...] = (),
     on_phase: Callable[[Phase], None],
 ) -> None:
     """Run an actor, and its replacements, until one returns because it was asked to.
@@ -106,6 +108,7 @@ async def supervise(
         policy: When to restart.
         hopeless: Failures that a restart does not mend: given up at once before the first time
             that the actor is ready.
+        fatal: Failures that a restart in this process does not mend: given up at once.
         on_phase: Told of each change.
 
     Raises:
@@ -126,7 +129,8 @@ async def supervise(
                 cause = sole(error)
             was_ready = was_ready or start.is_started
             restarts, delay = restarts.died(trio.current_time())
-            if stopping.is_set() or (not was_ready and isinstance(cause, hopeless)):
+            hopeless_now = fatal if was_ready else (*hopeless, *fatal)
+            if stopping.is_set() or isinstance(cause, hopeless_now):
                 delay = None
             if delay is None:
                 raise ActorDied(mailbox.name, describe(cause)) from cause

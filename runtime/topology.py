@@ -40,11 +40,18 @@ class ActorSpec:
 
 @attrs.frozen(kw_only=True)
 class NodeSpec:
-    """A process. ``bind`` is where other nodes reach it: ZeroMQ's ``tcp://`` or ``ipc://``."""
+    """A process.
+
+    Attributes:
+        bind: Where other nodes reach it: ZeroMQ's ``tcp://`` or ``ipc://``.
+        mps: Share of a card's multiprocessors that the node's executors may use, in percent, side
+            by side with other nodes of this machine that have a share; None for a card of its own.
+    """
 
     name: str
     actors: tuple[ActorSpec, ...]
     bind: str | None = None
+    mps: int | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -134,6 +141,8 @@ class Topology:
         if node.bind is not None and not _BIND.fullmatch(node.bind):
             problem = f"want tcp://HOST:PORT or ipc://PATH, got {node.bind!r}"
             raise TopologyError(table, "bind", problem)
+        if node.mps is not None and not 1 <= node.mps <= 100:
+            raise TopologyError(table, "mps", f"want a percentage, 1 to 100, got {node.mps}")
         address = self.address(node.name)
         path_bytes = len(address.removeprefix("ipc://").encode())
         if len(self.nodes) > 1 and address.startswith("ipc://") and path_bytes > _IPC_PATH_MOST:

@@ -233,6 +233,34 @@ def test_a_failed_launch_answers_its_requests_and_the_next_one_runs() -> None:
     np.testing.assert_array_equal(answers[2, 0][1], want)
 
 
+def test_when_the_card_is_lost_everything_held_is_answered_unavailable() -> None:
+    bench = Bench(max_rows=4)
+    bench.sizes = {}
+    bench.send(1, [3, 3, 9])
+    [window] = bench.engine.windows(bench.now)
+    head = Batch(
+        gateway="gateway",
+        seq=2,
+        model="m",
+        version="v",
+        n_parts=1,
+        n_rows=np.array([1, 2], np.int32),
+        budgets_us=np.full(2, 1_000_000, np.int64),
+        user_values=np.empty((2, 0), np.float32),
+        candidate_values=np.zeros((3, 1), np.float32),
+    )
+    bench.engine.begin(head, bench.now)  # its part has not come
+    bench.engine.failed(window, "lost", "unavailable")
+    bench.engine.abandon("lost")
+    answers = bench.answers()
+    assert set(answers) == {(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)}
+    assert {code for code, _ in answers.values()} == {"unavailable"}
+    assert bench.engine.idle
+    n_told = len(bench.told)
+    bench.engine.abandon("lost")
+    assert len(bench.told) == n_told
+
+
 def test_times_of_each_stage_are_reported() -> None:
     bench = Bench()
     bench.sizes = {(1, 0): 2}

@@ -25,8 +25,12 @@ mailbox = 128
 listen = "tcp://127.0.0.1:7400"
 [nodes.shard-0.actors.shard-0]
 class = "actors.shard.EmbeddingShard"
+[nodes.executor-0]
+mps = 50
 [nodes.executor-0.actors.executor-0]
 class = "actors.executor.Executor"
+gpu.mode = "green"
+gpu.buckets = [64, 512]
 """
 
 
@@ -44,6 +48,10 @@ def test_a_cluster_file_becomes_a_topology(tmp_path: Path) -> None:
     assert gateway.mailbox == 128
     assert gateway.options == {"listen": "tcp://127.0.0.1:7400"}
     assert topology.node_of("shard-0").name == "shard-0"
+    executor = topology.node("executor-0")
+    assert executor.mps == 50
+    assert executor.actors[0].options == {"gpu": {"mode": "green", "buckets": [64, 512]}}
+    assert topology.node("gateway").mps is None
     assert topology.address("gateway") == "tcp://10.0.0.1:7500"
     assert topology.address("shard-0") == f"ipc://{topology.run_folder}/shard-0.ipc"
     assert topology.run_folder.name.startswith("films-")
@@ -73,6 +81,8 @@ def test_the_name_is_that_of_the_file_unless_given_and_the_run_folder_may_be_cho
         ("[nodes.gateway]", "[nodes]\nextra = 3\n[nodes.gateway]", ":11: [nodes] extra: want a t"),
         ("tcp://10.0.0.1:7500", "10.0.0.1", ":11: [nodes.gateway] bind: want tcp://HOST:PORT or"),
         ("actors.executor-0]", "actors.gateway]", "node 'gateway' has an actor of that name alr"),
+        ("mps = 50", "mps = 0", ":19: [nodes.executor-0] mps: want a percentage, 1 to 100, got 0"),
+        ("mps = 50", "mps = 50.0", ":19: [nodes.executor-0] mps: want a whole number, got 50.0"),
         ("[cluster]", "[cluster", "no TOML:"),
         ("[cluster]", "[klaster]", ":1: [klaster]"),
     ],

@@ -85,6 +85,7 @@ class Play:
             stopping=self.stopping,
             policy=self.policy,
             hopeless=(StartError,),
+            fatal=(MemoryError,),
             on_phase=lambda phase: self.phases.append((trio.current_time() - started, phase)),
         )
 
@@ -161,6 +162,24 @@ async def test_what_would_be_hopeless_at_the_start_is_retried_once_the_actor_has
         assert play.phases[-1][1] == "ready"
         play.stopping.set()
         play.mailbox.close()
+
+
+@pytest.mark.parametrize("is_ready", [True, False])
+async def test_what_only_a_new_process_mends_is_given_up_at_once(
+    autojump_clock: trio.testing.MockClock, is_ready: bool
+) -> None:
+    async def lose(mailbox: Mailbox, status: trio.TaskStatus[None]) -> None:
+        if is_ready:
+            status.started()
+        async with trio.open_nursery():
+            raise MemoryError("gone for good")
+
+    play = Play(lose, serve)
+    with pytest.raises(ActorDied) as caught:
+        await play.run()
+    assert isinstance(caught.value.__cause__, MemoryError)
+    phases = [phase for _, phase in play.phases]
+    assert phases == ["starting", *(["ready"] if is_ready else []), "ended"]
 
 
 async def test_a_return_that_nobody_asked_for_is_a_death(

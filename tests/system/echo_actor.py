@@ -6,6 +6,7 @@ import os
 
 import trio
 
+from kernels.errors import DeviceLost
 from runtime.actor import Context
 from runtime.errors import StartError
 from runtime.mailbox import Mailbox
@@ -18,7 +19,8 @@ from transport.sockets import RouterSocket, open_context
 class Echo:
     """Answers asks with its process id; clients get what the actor ``via`` of its options answers.
 
-    A ``Ping`` with number 1000 ends the process that answers; 1002 takes a while.
+    A ``Ping`` with number 1000 ends the process that answers; 1002 takes a while; on 1003 it finds
+    its card lost.
     """
 
     drains_itself = True
@@ -57,6 +59,8 @@ class Echo:
                 assert isinstance(envelope.message, Ping)
                 if envelope.message.request_id == 1000:
                     os._exit(9)
+                if envelope.message.request_id == 1003:
+                    raise DeviceLost("cuEventSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS")
                 if envelope.reply is not None:
                     envelope.reply(Pong(request_id=1, status=str(os.getpid())))
 

@@ -151,6 +151,9 @@ def check_a_dead_node_is_replaced(cluster: Running) -> None:
     assert isinstance(cluster.ask(1000), ErrorReply)  # ends the worker from within
     until(cluster.serves)
     assert cluster.says("worker: ended with code 9, restart in 0.2 s")
+    assert isinstance(cluster.ask(1003), ErrorReply)  # loses its card
+    until(cluster.serves)
+    assert cluster.says("worker: ended with code 3, restart in 0.4 s")
 
 
 def check_draining_finishes_what_was_taken(cluster: Running) -> None:

@@ -1,0 +1,156 @@
+"""What an executor runs its dense graph on, as its options say: this machine's cores, or a card."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+from attrs.validators import deep_iterable, ge, in_, instance_of, optional
+
+from actors.options import read_options
+from kernels import _cuda
+from kernels.bundle.load import Bundle
+from kernels.compiler import Options
+from kernels.errors import DeviceLost, GraphError, KernelsError
+from kernels.gpu.device import Isolation
+from kernels.gpu.executor import GpuExecutor
+from kernels.gpu.model import model_of
+from kernels.host import HostExecutor
+from kernels.nvrtc.cache import Cache, default_folder
+from kernels.nvrtc.pool import Builder
+from kernels.program import Precision
+from runtime.errors import StartError
+
+log = logging.getLogger(__name__)
+
+HOST: Final = "host"
+CUDA: Final = "cuda"
+AUTO: Final = "auto"
+
+
+def _check_buckets(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    rows = value if isinstance(value, list) else [0]
+    if value is not None and not all(type(each) is int and each > 0 for each in rows):
+        raise ValueError(f"{attribute.name}: want a list of rows, each at least 1, got {value!r}")
+
+
+def _usual_workers() -> int:
+    return min(max((os.cpu_count() or 1) // 2, 1), 8)
+
+
+@attrs.frozen(kw_only=True)
+class GpuOptions:
+    """The table ``gpu`` of an executor's options.
+
+    Attributes:
+        index: Which card.
+        mode: How lanes are kept apart: ``streams``, ``contexts``, or ``green`` for multiprocessors
+            of their own.
+        precision: ``fp16``, ``bf16`` or ``fp32``: how values are stored between steps.
+        input_dtype: ``float32``, or ``float16`` for half the bytes to the card, where features
+            stay within 65,504.
+        buckets: Rows of the buckets to compile. Without it, powers of two at first, and then as
+            many that suit the traffic.
+        ahead: Whether all are compiled before the executor is ready, or only the largest.
+        mapped: What kernels reach in the host's memory instead of in copies: ``inputs``,
+            ``scores``.
+        cache: Folder of compiled kernels; without it, one of the user's.
+        workers: Processes that compile at once; without it, one for every second core, up to 8.
+    """
+
+    index: int = attrs.field(default=0, validator=[instance_of(int), ge(0)])
+    mode: str = attrs.field(default="streams", validator=in_(tuple(map(str, Isolation))))
+    precision: str = attrs.field(default="fp16", validator=in_(tuple(map(str, Precision))))
+    input_dtype: str = attrs.field(default="float32", validator=in_(("float32", "float16")))
+    buckets: list[int] | None = attrs.field(default=None, validator=_check_buckets)
+    ahead: bool = attrs.field(default=True, validator=instance_of(bool))
+    mapped: list[str] = attrs.field(
+        factory=list, validator=deep_iterable(in_(("inputs", "scores")))
+    )
+    cache: str | None = attrs.field(default=None, validator=optional(instance_of(str)))
+    workers: int = attrs.field(factory=_usual_workers, validator=[instance_of(int), ge(1)])
+
+
+@attrs.frozen(kw_only=True)
+class ExecutorOptions:
+    """The options of an executor in a topology file.
+
+    Attributes:
+        device: ``host``, ``cuda``, or ``auto``: a card if there is one that can run the model, and
+            else the host, which is logged.
+        gpu: Options of a card, see ``GpuOptions``.
+        lanes: Launches under way at once; on a host, threads that run the dense graph.
+        max_rows: Rows of the largest bucket. Larger requests are split and joined.
+        max_requests: Requests that share a launch at most.
+        linger_us: How long an idle lane may wait for company, in microseconds.
+        backlog_rows: High-water mark: above it, requests are answered ``overloaded`` at once.
+    """
+
+    device: str = attrs.field(default=HOST, validator=in_((HOST, CUDA, AUTO)))
+    gpu: dict[str, Any] = attrs.field(factory=dict, validator=instance_of(dict))
+    lanes: int = attrs.field(default=1, validator=[instance_of(int), ge(1)])
+    max_rows: int = attrs.field(default=2048, validator=[instance_of(int), ge(1)])
+    max_requests: int = attrs.field(default=256, validator=[instance_of(int), ge(1)])
+    linger_us: int = attrs.field(default=0, validator=[instance_of(int), ge(0)])
+    backlog_rows: int = attrs.field(default=1 << 18, validator=[instance_of(int), ge(1)])
+
+
+def open_dense(bundle: Bundle, options: ExecutorOptions, name: str) -> HostExecutor | GpuExecutor:
+    """Open a bundle's dense graph as the options say. Compiles, and takes seconds.
+
+    Args:
+        bundle: The model's.
+        options: The actor's.
+        name: The actor's, for messages.
+
+    Raises:
+        StartError: An option is wrong, or a card was asked for and cannot run this; says why.
+        BundleError: The graph does not load.
+    """
+    gpu = read_options(GpuOptions, f"{name}, table gpu", options.gpu)
+    if options.device != HOST:
+        problem: str | None = _cuda.available()
+        if problem is None:
+            try:
+                return _open_gpu(bundle, options, gpu)
+            except GraphError as error:
+                problem = str(error)
+            except DeviceLost:
+                raise
+            except KernelsError as error:
+                raise StartError(f"actor {name}: {error}") from error
+        if options.device == CUDA:
+            raise StartError(
+                f'actor {name}: device is "cuda", but {problem}; '
+                'device = "host" runs the model on the processor'
+            )
+        log.warning("%s: the model runs on the processor: %s", name, problem)
+    return HostExecutor(
+        bundle,
+        n_lanes=options.lanes,
+        max_rows=options.max_rows,
+        max_requests=options.max_requests,
+    )
+
+
+def _open_gpu(bundle: Bundle, options: ExecutorOptions, gpu: GpuOptions) -> GpuExecutor:
+    model = model_of(
+        bundle,
+        max_rows=options.max_rows,
+        max_requests=options.max_requests,
+        options=Options(precision=Precision(gpu.precision), input_dtype=gpu.input_dtype),
+    )
+    folder = Path(gpu.cache) if gpu.cache is not None else default_folder()
+    return GpuExecutor(
+        model,
+        Builder(Cache(folder), gpu.workers),
+        options.lanes,
+        mode=Isolation(gpu.mode),
+        buckets=gpu.buckets,
+        ahead=gpu.ahead,
+        mapped=gpu.mapped,
+        device=gpu.index,
+    )
