@@ -24,6 +24,18 @@ DEVICE float softplus(float x) { return relu(x) + log1pf(expf(-fabsf(x))); }
 DEVICE float leaky_relu(float x, float slope) { return x < 0.f ? x * slope : x; }
 DEVICE float elu(float x, float alpha) { return x < 0.f ? alpha * expm1f(x) : x; }
 
+// sin(x), and cos(x) with a shift of 1. CUDA's own keep a stack for large arguments. Beyond 1e15, where floats lie 6e7 apart, x
+// counts as 0. The reduction to +-pi/4 is in doubles, pi / 2 as a sum of two; the polynomials are Cephes' (sinf.c).
+DEVICE float sine(float x, int shift) {
+  const double wide = fabsf(x) < 1e15f ? x : x * 0.f, n = rint(wide * 0.63661977236758134);
+  const float r = (float)fma(-n, 6.123233995736766e-17, fma(-n, 1.5707963267948966, wide)), s = r * r;
+  const int quarter = (int)((long long)n + shift & 3);
+  const float odd = r + r * s * (-1.6666654611e-1f + s * (8.3321608736e-3f + s * -1.9515295891e-4f));
+  const float even = 1.f - 0.5f * s + s * s * (4.166664568298827e-2f + s * (-1.388731625493765e-3f + s * 2.443315711809948e-5f));
+  const float v = quarter & 1 ? even : odd;
+  return quarter & 2 ? -v : v;
+}
+
 // What a division leaves: of floats with the dividend's sign, of ints with the divisor's.
 DEVICE float modulo(float a, float b) { return fmodf(a, b); }
 DEVICE int modulo(int a, int b) {

@@ -143,18 +143,18 @@ def power(a: Array, b: Array) -> Array:
     return np.where(b < 0, 0, np.power(a, np.maximum(b, 0)))
 
 
+_INT_LIMIT: Final = float(2**63 - 1024)  # the largest float64 that an int64 holds
+
+
 def cast(node: Node, sources: tuple[Array, ...], batch: Batch) -> Array:
-    """Floats are truncated to integers, NaN to 0; anything but 0 is true."""
+    """Floats are truncated to integers, saturating, NaN to 0; anything but 0 is true."""
     (x,) = sources
     if node.dtype is DType.BOOL:
         return np.asarray(x != 0)
-    if node.dtype is DType.INT:
-        return (
-            np.where(np.isnan(x), 0, x).astype(np.int64)
-            if x.dtype.kind == "f"
-            else x.astype(np.int64)
-        )
-    return x.astype(batch.dtype)
+    if node.dtype is DType.INT and x.dtype.kind == "f":
+        wide = np.clip(x.astype(np.float64), -_INT_LIMIT, _INT_LIMIT)
+        return np.where(np.isnan(wide), 0, wide).astype(np.int64)
+    return x.astype(np.int64 if node.dtype is DType.INT else batch.dtype)
 
 
 def input_(node: Node, sources: tuple[Array, ...], batch: Batch) -> Array:
