@@ -60,6 +60,8 @@ def linear(asked: Asked) -> Inferred:
     if not isinstance(n_outputs, int) or n_outputs < 1:
         raise asked.refuse(f"bias is {text(asked.sources[-1].shape)}")
     depth = sum(each[-1] for each in dims)
+    if not depth:
+        raise asked.refuse("inputs have no columns")
     asked.parameter(arg.n_inputs, (*groups, depth, n_outputs), "weight")
     asked.parameter(arg.n_inputs + 1, (*groups, n_outputs), "bias")
     return (*inputs[0].shape[:-1], n_outputs), asked.typed(FLOATS)

@@ -417,6 +417,7 @@ REFUSED: list[tuple[Op, list[Node], Arg, Shape | None, str]] = [
     (Op.LINEAR, [rows_value(4), W, C3], Linear(2), None, "3 sources for 2 inputs"),
     (Op.LINEAR, [rows_value(5), W, C3], Linear(), None, "weight is"),
     (Op.LINEAR, [rows_value(4), W, rows_value(3)], Linear(), None, "bias is"),
+    (Op.LINEAR, [rows_value(0), W, C3], Linear(), None, "no columns"),
     (Op.LINEAR, [F, W, C3], Linear(), None, "want a lead"),
     (Op.LINEAR, [rows_value(4), W, C3], Linear(activation=Op.EXP), None, "activation exp"),
     (Op.LINEAR, [rows_value(2, 4), W, C3], Linear(grouped=True), None, "weight is"),
