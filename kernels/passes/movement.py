@@ -35,6 +35,8 @@ from kernels.passes.views import (
 # A CONCAT that others read too is made for them: taking it apart saves no copy, and hides that
 # all read the same value.
 NO_COPY: Final = frozenset({Op.LINEAR, Op.CONCAT, Op.RESHAPE, Op.SLICE})
+# A CONCAT of so many pieces of one value is a TAKE: one table of indices, not a copy for each.
+_MANY: Final = 8
 # A constant is rewritten to another shape up to so many elements; a larger one is worth no copy.
 _SMALL: Final = 1 << 16
 
@@ -201,9 +203,31 @@ def _concat(node: Node, uses: Uses) -> Node | None:
         nested = source.op is Op.CONCAT and source.arg == axis and uses.only_by(source, NO_COPY)
         flat.extend(source.sources if nested else [source])
     joined = _rejoined(flat, axis) if node.lead is not None else flat
+    if len(joined) >= _MANY:
+        taken = _taken(joined, axis, node)
+        if taken is not None:
+            return taken
     if len(joined) == len(node.sources):
         return None
     return join(joined, axis)
+
+
+def _taken(parts: list[Node], axis: int, node: Node) -> Node | None:
+    """Make a TAKE of pieces of one value, each a whole number of steps of one grid."""
+    pieces = [interval(part) for part in parts]
+    unit = math.prod(node.dims[axis:])
+    first = min(each.start for each in pieces)
+    if math.prod(node.dims[: axis - 1]) != 1 or len({each.base for each in pieces}) > 1:
+        return None
+    if any((each.start - first) % unit for each in pieces):
+        return None
+    last = max(each.stop for each in pieces)
+    dims = list(node.dims)
+    dims[axis - 1] = (last - first) // unit
+    source = piece(attrs.evolve(pieces[0], start=first, stop=last), dims)
+    steps = [range((each.start - first) // unit, (each.stop - first) // unit) for each in pieces]
+    indices = tuple(index for step in steps for index in step)
+    return make(Op.TAKE, source, arg=Take(axis, indices), name=node.name)
 
 
 def _rejoined(parts: list[Node], axis: int) -> list[Node]:

@@ -4,7 +4,8 @@
   gets its slice.
 * LINEARs of one shape over neighbouring intervals of one value (the second layer of each expert of
   an MMoE) are one grouped LINEAR over that value seen as ``[lead, groups, k]``. SOFTMAXs and
-  elementwise ops of one source over neighbouring intervals are one over the whole.
+  elementwise ops over neighbouring intervals are one over the whole; so are many elementwise ops
+  of one width over any intervals of the same values (the pairs of fields of a PNN).
 * MATMULs of neighbouring intervals with one right-hand side (the gates of an MMoE times its
   experts) are one with more rows.
 
@@ -20,11 +21,24 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from kernels.ir.build import make
-from kernels.ir.node import Graph, Linear, Node, Op
+from kernels.ir.node import Graph, Linear, Node, Op, const
 from kernels.ir.rules import ELEMENTWISE
 from kernels.passes.affine import bias, inputs, linear, spec, weight
 from kernels.passes.rewrite import replace
-from kernels.passes.views import Interval, cut, interval, piece, reshape, runs
+from kernels.passes.views import (
+    Interval,
+    cut,
+    interval,
+    is_scalar,
+    join,
+    piece,
+    reshape,
+    runs,
+    scalar,
+)
+
+# Elementwise ops of so many pieces are worth a TAKE for each source.
+_MANY: Final = 8
 
 Merge: TypeAlias = Callable[[Sequence[Node]], dict[Node, Node]]
 
@@ -131,19 +145,65 @@ def _softmaxes(run: Sequence[Node], whole: Interval) -> Node:
     return make(Op.SOFTMAX, piece(whole, (len(run), *run[0].dims)), arg=2, name=run[0].name)
 
 
-def _parallel_unary(node: Node) -> Hashable:
-    if node.op not in ELEMENTWISE or len(node.sources) != 1 or len(node.shape) != 2:
+def _parallel_elementwise(node: Node) -> Hashable:
+    """Equal for ops of one kind that read intervals of the same values; constants are scalars."""
+    if node.op not in ELEMENTWISE or node.lead is None or 0 in node.dims:
         return None
-    source = interval(node.sources[0])
-    if source.stop - source.start == source.base.width or node.lead is None:
-        return None
-    return source.base, node.dims, node.op, node.arg, node.dtype
+    bases: list[Hashable] = []
+    partial = False
+    for source in node.sources:
+        if is_scalar(source):
+            bases.append(scalar(source))
+        elif source.shape == node.shape:
+            where = interval(source)
+            partial |= where.stop - where.start < where.base.width
+            bases.append(where.base)
+        else:
+            return None
+    return (node.op, node.arg, node.dtype, *bases) if partial else None
 
 
-def _unaries(run: Sequence[Node], whole: Interval) -> Node:
-    source = piece(whole, (len(run), *run[0].dims))
-    first = run[0]
-    return Node(first.op, (source,), source.shape, first.dtype, first.arg, first.name)
+def _elementwise(members: Sequence[Node]) -> dict[Node, Node]:
+    """Merge runs that go on in all their sources; many of one width are one op on their CONCATs."""
+    ordered = sorted(members, key=lambda node: [where.start for where in _intervals(node)])
+    found: list[list[Node]] = []
+    for node in ordered:
+        follows = found and all(
+            before.stop == after.start
+            for before, after in zip(_intervals(found[-1][-1]), _intervals(node), strict=True)
+        )
+        if follows:
+            found[-1].append(node)
+        else:
+            found.append([node])
+    if len(found) >= _MANY and len({node.width for node in members}) == 1:
+        found = [list(members)]
+    result: dict[Node, Node] = {}
+    for run in found:
+        if len(run) > 1:
+            result.update(_flat(run))
+    return result
+
+
+def _intervals(node: Node) -> list[Interval]:
+    return [interval(source) for source in node.sources if not is_scalar(source)]
+
+
+def _flat(run: Sequence[Node]) -> dict[Node, Node]:
+    first, sources = run[0], []
+    for index, source in enumerate(first.sources):
+        if is_scalar(source):
+            sources.append(const(source.array.reshape(1, 1), source.name))
+        else:
+            parts = [reshape(node.sources[index], (node.width,)) for node in run]
+            sources.append(join(parts, 1))
+    whole = next(source for source in sources if source.lead is not None)
+    made = Node(first.op, tuple(sources), whole.shape, first.dtype, first.arg, first.name)
+    result, at = {}, 0
+    for node in run:
+        result[node] = piece(Interval(made, at, at + node.width), node.dims)
+        at += node.width
+    return result
 
 
 def _neighbours(together: Callable[[Sequence[Node], Interval], Node]) -> Merge:
@@ -201,6 +261,6 @@ _KINDS: Final[tuple[tuple[Callable[[Node], Hashable], Merge], ...]] = (
     (_same_sources, _wider),
     (_parallel_linear, _neighbours(_grouped)),
     (_parallel_softmax, _neighbours(_softmaxes)),
-    (_parallel_unary, _neighbours(_unaries)),
+    (_parallel_elementwise, _elementwise),
     (_same_right, _taller),
 )

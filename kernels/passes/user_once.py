@@ -15,7 +15,7 @@ does not cost:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import attrs
@@ -24,7 +24,7 @@ import numpy as np
 from kernels.ir.build import make
 from kernels.ir.node import Lead, Node, Op, Shape
 from kernels.ir.rules import ELEMENTWISE
-from kernels.passes.affine import activated, bias, blocks, linear, spec
+from kernels.passes.affine import Array, activated, bias, blocks, linear, spec
 from kernels.passes.flops import flops
 from kernels.passes.rewrite import Rule, Uses, by_op
 from kernels.passes.views import join
@@ -63,7 +63,7 @@ def _hoisted(node: Node, _: Uses) -> Node | None:
 
 def _split_linear(node: Node, _: Uses) -> Node | None:
     repeated, own = [], []
-    for source, rows in blocks(node):
+    for source, rows in _columns(node):
         compact = _compact(source) if source.op is Op.TO_ROWS else None
         if compact is None:
             own.append((source, rows))
@@ -81,6 +81,17 @@ def _split_linear(node: Node, _: Uses) -> Node | None:
         return None
     both = make(Op.ADD, rest, make(Op.TO_ROWS, part), name=node.name)
     return activated(both, spec(node))
+
+
+def _columns(node: Node) -> Iterator[tuple[Node, Array]]:
+    """Yield the blocks of a LINEAR, a CONCAT of repeated and other values in its parts."""
+    for source, rows in blocks(node):
+        whole = source.op is not Op.CONCAT or source.arg != len(source.shape) - 1
+        if whole or not _is_mixed(source):
+            yield source, rows
+        else:
+            ends = np.cumsum([part.dims[-1] for part in source.sources])[:-1]
+            yield from zip(source.sources, np.split(rows, ends, axis=-2), strict=True)
 
 
 def _sum_of_repeated(node: Node, uses: Uses) -> Node | None:
