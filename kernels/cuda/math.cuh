@@ -24,16 +24,34 @@ DEVICE float softplus(float x) { return relu(x) + log1pf(expf(-fabsf(x))); }
 DEVICE float leaky_relu(float x, float slope) { return x < 0.f ? x * slope : x; }
 DEVICE float elu(float x, float alpha) { return x < 0.f ? alpha * expm1f(x) : x; }
 
-// sin(x), and cos(x) with a shift of 1. CUDA's own keep a stack for large arguments. Beyond 1e15, where floats lie 6e7 apart, x
-// counts as 0. The reduction to +-pi/4 is in doubles, pi / 2 as a sum of two; the polynomials are Cephes' (sinf.c).
+// sin(x) with shift 0, cos(x) with 1, for every float. (CUDA's own keep a stack, for large arguments.) x is brought to +-pi/4
+// and a quarter of the circle; the polynomials are Cephes' (sinf.c).
+static __constant__ const u32 TWO_OVER_PI[7] = {0xa2f9836e, 0x4e441529, 0xfc2757d1, 0xf534ddc0, 0xdb629599, 0x3c439041, 0xfe5163ab};
 DEVICE float sine(float x, int shift) {
-  const double wide = fabsf(x) < 1e15f ? x : x * 0.f, n = rint(wide * 0.63661977236758134);
-  const float r = (float)fma(-n, 6.123233995736766e-17, fma(-n, 1.5707963267948966, wide)), s = r * r;
-  const int quarter = (int)((long long)n + shift & 3);
-  const float odd = r + r * s * (-1.6666654611e-1f + s * (8.3321608736e-3f + s * -1.9515295891e-4f));
+  double r;
+  int quarter;
+  if (fabsf(x) < 1e9f) {  // pi / 2 as a sum of two doubles
+    const double n = rint(x * 0.63661977236758134);
+    r = fma(-n, 6.123233995736766e-17, fma(-n, 1.5707963267948966, (double)x));
+    quarter = (int)n;
+  } else {  // Payne and Hanek: x = m 2^e; bits of 2 / pi that give whole turns are left out, 96 of the next are enough
+    const u32 bits = __float_as_uint(x);
+    const int skip = (int)(bits >> 23 & 255) - 152, word = skip >= 102 ? 3 : skip >> 5, left = skip & 31;
+    const u64 m = bits & 0x7fffff | 0x800000;
+    u32 w[3];
+#pragma unroll
+    for (int i = 0; i < 3; i++) w[i] = (u32)(((u64)TWO_OVER_PI[word + i] << 32 | TWO_OVER_PI[word + i + 1]) << left >> 32);
+    const u64 turns = (m * w[0] << 32) + m * w[1] + (m * w[2] >> 32);  // in units of 2^-62 quarters
+    r = (double)(long long)(turns << 2) * 8.5153039502163873e-20;      // pi / 2 / 2^64
+    quarter = (int)(turns >> 62) + (int)(turns >> 61 & 1);
+    if (x < 0.f) { r = -r; quarter = -quarter; }
+    if (!(fabsf(x) <= 3.4028235e38f)) r = x - x;  // NaN
+  }
+  const float t = (float)r, s = t * t;
+  const float odd = t + t * s * (-1.6666654611e-1f + s * (8.3321608736e-3f + s * -1.9515295891e-4f));
   const float even = 1.f - 0.5f * s + s * s * (4.166664568298827e-2f + s * (-1.388731625493765e-3f + s * 2.443315711809948e-5f));
-  const float v = quarter & 1 ? even : odd;
-  return quarter & 2 ? -v : v;
+  const float v = quarter + shift & 1 ? even : odd;
+  return quarter + shift & 2 ? -v : v;
 }
 
 // What a division leaves: of floats with the dividend's sign, of ints with the divisor's.

@@ -26,7 +26,9 @@ FLOATS = np.array(
      1.5, 2.5, 3.0, 20.0, 80.0, 3000.5, 1e30, np.inf, -np.inf, np.nan],
     np.float32,
 )  # fmt: skip
-DENSE = np.concatenate([np.linspace(0, 10, 4001), np.geomspace(1e-6, 1e9, 4001)]).astype(np.float32)
+DENSE = np.concatenate([np.linspace(0, 10, 4001), np.geomspace(1e-6, 3.4e38, 8001)]).astype(
+    np.float32
+)
 VALUES: dict[DType, Array] = {
     DType.FLOAT: FLOATS,
     DType.INT: np.array([-46_341, -100, -7, -3, -1, 1, 2, 5, 6, 30, 1000]),
@@ -143,8 +145,5 @@ def test_an_expression_means_what_numpy_does(i: int, on_the_cpu: ctypes.CDLL) ->
         elif node.dtype is DType.INT:
             exact = exact.astype(np.int32)  # and all else wraps
         expected = exact.astype(np.float32)
-    if node.op in (Op.SIN, Op.COS):
-        beyond = np.isfinite(given[0]) & (np.abs(given[0]) >= 1e15)
-        expected = np.where(beyond, np.float32(node.op is Op.COS), expected)
     loose = 2e-7 if node.op is Op.SIGMOID else 0
     np.testing.assert_allclose(out, expected, rtol=1e-6, atol=loose)
