@@ -35,6 +35,8 @@ _MIDDLE_ROWS: Final = 512
 # Bytes of weights below which a cluster has nothing to split.
 _SPLIT_BYTES: Final = 65_536
 _ALIGNMENT: Final = 256
+# For graphs with so many values a row that a tile of 16 does not fit; without tensor cores.
+_SMALL_TILES: Final = tuple(TileShape(rows, 1) for rows in (8, 4, 2, 1))
 
 
 @attrs.frozen
@@ -123,7 +125,7 @@ class _Compiler:
             launches=tuple(self.launches),
             weights=self.weights.bytes(),
             scratch_bytes=self.scratch,
-            flops=int(total.per_row * bucket.rows + total.per_request * bucket.requests),
+            flops=int(total.row * bucket.rows + total.request * bucket.requests),
             bytes_moved=int(moved + bucket.rows * n_outputs * 4),
             notes=tuple(self.notes),
         )
@@ -185,7 +187,7 @@ class _Compiler:
         if self.options.tile is not None:
             return [self.options.tile]
         if self.options.precision is Precision.FP32:
-            return [TileShape(rows, 1) for rows in (16, 8, 4, 2, 1)]
+            return [TileShape(16, 1), *_SMALL_TILES]
         rows = self._rows(phase.lead)
         if not has_streams(self.target):
             return (
@@ -203,7 +205,9 @@ class _Compiler:
         else:
             clusters = [2, 1]
         narrow = [TileShape(16, cluster) for cluster in clusters]
-        return narrow if rows <= _MIDDLE_ROWS else [TileShape(32, 1), *narrow[-1:]]
+        if rows > _MIDDLE_ROWS:
+            narrow = [TileShape(32, 1), *narrow[-1:]]
+        return [*narrow, *_SMALL_TILES]
 
 
 def _computed(phase: Phase, matrices: Mapping[Node, Matrix]) -> list[Node]:

@@ -343,11 +343,11 @@ template <class Cfg, int N, int K, class X, class To> DEVICE void narrow_linear(
 // out(r, g, n) = sum_k x(r, g, k) w[g or 0][k][n] for G groups of rows of weights, in fp32, a thread four rows of a column.
 // Weights are floats in global memory. For shapes that tensor cores do not suit, and for fp32 throughout.
 template <class Cfg, int G, int N, int K, bool GROUPED, class X, class To> DEVICE void contract(const Tile<Cfg>& tile, const float* weights, X x, To to) {
-  constexpr int ROWS = 4;
+  constexpr int ROWS = Cfg::R < 4 ? Cfg::R : 4;
   for (int i = tile.warp * 32 + tile.lane; i < Cfg::R / ROWS * G * N; i += Cfg::NW * 32) {
     const int n = i % N, g = i / N % G, r0 = i / (N * G) * ROWS;
     const float* w = weights + (GROUPED ? g * K * N : 0) + n;
-    float sum[ROWS] = {0.f, 0.f, 0.f, 0.f};
+    float sum[ROWS] = {};
 #pragma unroll 4
     for (int k = 0; k < K; k++) {
       const float v = w[k * N];

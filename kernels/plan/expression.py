@@ -63,12 +63,14 @@ class Expression:
         Raises:
             GraphError: The op can be neither loaded nor computed here.
         """
-        if node in self.bound:
-            return self.bound[node]
         key = (node, coordinates, row)
         if key not in self._known:
             self._known[key] = self._compute(node, coordinates, row)
         return self._known[key]
+
+    def computed(self, node: Node, coordinates: tuple[Index, ...]) -> str:
+        """Return text for an element that is computed even where the value is stored, too."""
+        return self._compute(node, coordinates, "r", load=False)
 
     def name(self, dtype: DType, text: str) -> str:
         """Give a value a name."""
@@ -81,10 +83,12 @@ class Expression:
         """Return the statements, then one that returns ``result``."""
         return " ".join([*self.lines, f"return {result};"])
 
-    def _compute(self, node: Node, at: tuple[Index, ...], row: str) -> str:
+    def _compute(self, node: Node, at: tuple[Index, ...], row: str, *, load: bool = True) -> str:
+        if node in self.bound:
+            return self.bound[node]
         if node.op is Op.CONST:
             return self._constant(node, at)
-        loaded = self.memory.load(node, flat(at, node.dims), row)
+        loaded = self.memory.load(node, flat(at, node.dims), row) if load else None
         if loaded is not None:
             return self.name(node.dtype, loaded)
         if node.op in ELEMENTWISE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import attrs
@@ -134,14 +135,14 @@ class Constants:
 
 def order(steps: Sequence[Step]) -> list[Step]:
     """Put what is ready ahead of Linears: row programs run while the first weights arrive."""
-    left, done, ordered = list(steps), set[Value](), list[Step]()
-    written = {value for step in steps for value in step.writes}
+    left, ordered = list(steps), list[Step]()
+    writers = Counter(value for step in steps for value in step.writes)
     while left:
-        ready = [step for step in left if all(v in done or v not in written for v in step.reads)]
+        ready = [step for step in left if not any(writers[value] for value in step.reads)]
         chosen = next((step for step in ready if step.stream is None), ready[0])
         left.remove(chosen)
         ordered.append(chosen)
-        done.update(chosen.writes)
+        writers.subtract(chosen.writes)
     return ordered
 
 
@@ -152,22 +153,26 @@ def allot(steps: Sequence[Step], rows: int, *, gathers: bool) -> int:
         rows: Of the tile.
         gathers: Whether a Linear's columns come from other blocks. A block that is ahead writes
             them as soon as it has passed the gather before, whatever this block is still reading:
-            such a value lives from the step after that gather.
+            such a value lives from the step after that gather. And the copies of this block's own
+            columns to others are known to have ended only when the next gather has: it lives until
+            then.
 
     Returns:
         Bytes in all.
     """
     lives: dict[Value, tuple[int, int]] = {}
-    last_gather = -1
+    gathered = [i for i, step in enumerate(steps) if gathers and step.stream is not None]
     for index, step in enumerate(steps):
-        birth = index
-        if gathers and step.stream is not None:
-            birth, last_gather = last_gather + 1, index
+        birth = death = index
+        if index in gathered:
+            birth = max((i for i in gathered if i < index), default=-1) + 1
+            death = min((i for i in gathered if i > index), default=len(steps))
         for value in step.writes:
-            first, last = lives.get(value, (birth, index))
-            lives[value] = (min(first, birth), max(last, index))
+            first, last = lives.get(value, (birth, death))
+            lives[value] = (min(first, birth), max(last, death))
         for value in step.reads:
-            lives[value] = (lives[value][0], index)
+            first, last = lives[value]
+            lives[value] = (first, max(last, index))
     placed: list[Value] = []
     total = 0
     for value in sorted(lives, key=lambda each: -each.size(rows)):

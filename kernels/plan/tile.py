@@ -30,6 +30,8 @@ from kernels.program import Precision, Role
 
 # Outputs up to which a Linear is a dot product of a warp rather than a tile of 8 columns.
 _NARROW: Final = 4
+# Rows of a tensor-core product; smaller tiles compute in fp32 throughout.
+_FRAGMENT_ROWS: Final = 16
 # Accumulators of a thread, in groups of four: what fits registers beside the fragments.
 _MOST_TILES: Final = 16
 # A matrix is loaded whole if so much of it is read, and if it leaves room for the rest.
@@ -139,26 +141,26 @@ class TileBuilder:
             if n_used >= _MOST_OF_A_BLOCK * matrix.columns and size <= _LARGEST_BLOCK:
                 self._load(base, matrix, 0, requests=False)
 
-
     # ---- expression.Memory
 
     def load(self, node: Node, element: Index, row: str) -> str | None:
         """Return text that loads an element; see ``expression.Memory``."""
-        if row == "r" and (value := self._floats.get(node) or self._halves.get(node)):
+        matrix = self.matrices.get(node)
+        value = self._floats.get(node) or self._halves.get(node) if row == "r" else None
+        if value is not None and matrix is not None and matrix.element == "Float32":
+            value = None  # a copy in halves is for tensor cores; others read all its bits
+        if value is not None:
             self._touched.append(value)
-            kind = (
-                f"load_half<Cfg::R, Cfg::T>({value.name}"
-                if value.halves
-                else (f"load_float<Cfg::R>({value.name}")
-            )
-            return _as_type(node.dtype, f"{kind}, r, {element})")
-        if (matrix := self.matrices.get(node)) is not None:
+            if value.halves:
+                text = f"load_half<Cfg::R, Cfg::T>({value.name}, r, {element})"
+            else:
+                text = f"load_float<Cfg::R>({value.name}, r, {element})"
+            return _as_type(node.dtype, text)
+        if matrix is not None:
             self._fetch(matrix, row)
-            at = self.row_of(matrix, row)
-            return _as_type(
-                node.dtype,
-                f"load_matrix<{matrix.element}, {matrix.ld}>({self.parameter(matrix)}, {at}, {element})",
-            )
+            name, at = self.parameter(matrix), self.row_of(matrix, row)
+            text = f"load_matrix<{matrix.element}, {matrix.ld}>({name}, {at}, {element})"
+            return _as_type(node.dtype, text)
         return None
 
     def table(self, values: Sequence[int | float], dtype: DType, index: Index) -> str:
@@ -193,7 +195,7 @@ class TileBuilder:
     # ---- what lies where
 
     def _has_fragments(self) -> bool:
-        return self.precision is not Precision.FP32
+        return self.precision is not Precision.FP32 and self.shape.rows >= _FRAGMENT_ROWS
 
     def _lies_in_memory(self, node: Node) -> bool:
         return node.op in (Op.INPUT, Op.CONST) or node in self.matrices
@@ -294,11 +296,11 @@ class TileBuilder:
     def value(self, width: int, *, halves: bool) -> Value:
         """Make a value with a name of its own."""
         self._n_values += 1
-        return Value(f"v{self._n_values}", halves and self._has_fragments(), width)
+        return Value(f"value{self._n_values}", halves and self._has_fragments(), width)
 
-    def _expression(self, bound: Mapping[Node, str] | None = None) -> Expression:
+    def _expression(self) -> Expression:
         self._touched = []
-        return Expression(self, bound or {})
+        return Expression(self)
 
     def _function(
         self, node: Node, arguments: str, coordinates: Sequence[Index], result: str = "float"
@@ -458,18 +460,26 @@ class TileBuilder:
         else:
             self._contraction(linear, root)
 
-    def _epilogue(self, linear: Node, root: Node, at: Sequence[Index], bound: str) -> str:
-        """Return statements and ``bound = result`` for one element."""
+    def _epilogue(
+        self,
+        linear: Node,
+        root: Node,
+        at: Sequence[Index],
+        bound: str,
+        expression: Expression | None = None,
+    ) -> str:
+        """Return statements, the last of them ``bound = result``, for one element."""
         assert isinstance(linear.arg, Linear)
-        expression = self._expression({linear: bound})
-        arg = linear.arg
+        expression = expression or self._expression()
+        arg, held = linear.arg, bound
         if arg.activation is not None:
             slope = arg.slope if arg.activation in (Op.LEAKY_RELU, Op.ELU) else None
             activated = RULES[arg.activation].cuda_text(
                 [bound], Node(arg.activation, (linear,), linear.shape, arg=slope)
             )
-            expression.bound = {linear: expression.name(DType.FLOAT, activated)}
-        result = expression.element(root, tuple(at))
+            held = expression.name(DType.FLOAT, activated)
+        expression.bound = {linear: held}
+        result = expression.computed(root, tuple(at))
         return " ".join([*expression.lines, f"{bound} = {result};"])
 
     def _fragment_linear(self, linear: Node, root: Node) -> None:
@@ -659,12 +669,13 @@ class TileBuilder:
     ) -> tuple[Value, str]:
         """Return where ``root`` goes, and statements that make it of a sum ``v`` and store it."""
         value = self.value(linear.width, halves=False)
-        bias = Expression(self, {})
-        bias_node = linear.sources[-1]
-        offset = bias.element(bias_node, tuple(at[len(at) - len(bias_node.dims) :]))
-        epilogue = self._epilogue(linear, root, at, "v")
+        expression = self._expression()
+        bias = linear.sources[-1]
+        offset = expression.element(bias, tuple(at[len(at) - len(bias.dims) :]))
+        expression.lines.append(f"v += {offset};")
+        epilogue = self._epilogue(linear, root, at, "v", expression)
         store = f"store_shared_f32(float_address<Cfg::R>({value.name}, r, {place}), v);"
-        return value, " ".join([*bias.lines, f"v += {offset};", epilogue, store])
+        return value, f"{epilogue} {store}"
 
     def _contraction(self, linear: Node, root: Node) -> None:
         assert isinstance(linear.arg, Linear)
