@@ -1,4 +1,6 @@
-"""Runs ``async def`` tests under trio: on a ``MockClock`` if they take ``autojump_clock``."""
+"""Runs ``async def`` tests under trio, on a ``MockClock`` if they take ``autojump_clock``; skips
+those that need a card where there is none, or lets them fail there: ``--require-gpu``.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,28 @@ import pytest
 import trio
 import trio.testing
 
+from kernels import _cuda
+
 # No test waits this long for anything: what does hangs, and should say where.
 _HANGS_AFTER_S = 60.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of this suite."""
+    parser.addoption(
+        "--require-gpu", action="store_true", help="fail what would be skipped for want of a card"
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that needs a card if there is none."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    problem = _cuda.available()
+    if problem is not None and item.config.getoption("--require-gpu"):
+        pytest.fail(f"needs a card: {problem}", pytrace=False)
+    elif problem is not None:
+        pytest.skip(f"needs a card: {problem}")
 
 
 @pytest.fixture
