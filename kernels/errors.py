@@ -40,6 +40,30 @@ class LaunchFailed(KernelsError):
     """A launch gave no scores: answer its requests with an error. Names the model."""
 
 
+class CompileError(KernelsError):
+    """CUDA text does not compile: fix the emitter. Names the source and its first error.
+
+    Attributes:
+        source: The text.
+        log: What the compiler said, whole.
+    """
+
+    def __init__(self, name: str, problem: str, source: str = "", log: str = "") -> None:
+        super().__init__(f"{name}: {problem}")
+        self.name = name
+        self.problem = problem
+        self.source = source
+        self.log = log
+
+
+class CompilerMissing(KernelsError):
+    """NVRTC cannot be loaded: install it. Says how."""
+
+
+class CacheError(KernelsError):
+    """The folder of compiled kernels cannot be used: mend it, or give another. Names it."""
+
+
 class CudaError(KernelsError):
     """The driver refused a call: fix what it was given, or free memory. Names the function."""
 
