@@ -48,6 +48,8 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     **CONVOLUTIONS,
 }
 
+_UNKNOWN: Final = "is not an operator that the compiler of GPU kernels knows"
+
 # What is computed of sizes on the way to a shape; anything else done with a size is refused.
 _ON_SIZES: Final[Mapping[str, Callable[..., Any]]] = {
     "Add": operator.add,
@@ -70,7 +72,7 @@ def import_dense(model: bytes | Path, name: str) -> Graph:
         GraphError: It is no such graph, or has an operator or use of one that is not supported.
     """
     graph = _load(model, name)
-    simplify(graph, {port.name: (_width(port),) for port in graph.inputs if port.name in _LEADS})
+    _simplify(graph)
     values: dict[str, Operand] = {**graph.constants, ROWS: RequestOfRow()}
     inputs: dict[str, Node] = {}
     for port in graph.inputs:
@@ -95,6 +97,19 @@ def _load(model: bytes | Path, name: str) -> source.Graph:
     if any(wanted.get(each) != rank for each, rank in ranks.items()) or graph.outputs != (SCORES,):
         raise GraphError(f"{name}: not a dense graph: from {ranks} to {list(graph.outputs)}")
     return graph
+
+
+def _simplify(graph: source.Graph) -> None:
+    """Fold constants, decide branches, find shapes; of operators of ONNX only."""
+    for node in graph.nodes:
+        if node.domain not in ("", "ai.onnx"):
+            raise Call(graph.name, node, 1, ()).refuse(f"of domain {node.domain!r} {_UNKNOWN}")
+    widths = {port.name: (_width(port),) for port in graph.inputs if port.name in _LEADS}
+    try:
+        simplify(graph, widths)
+    except GraphError as error:
+        text = str(error)
+        raise GraphError(text if graph.name in text else f"{graph.name}: {text}") from error
 
 
 def _width(port: source.Port) -> int:
@@ -123,18 +138,16 @@ def _import_node(graph: source.Graph, node: onnx.NodeProto, values: dict[str, Op
 
 
 def _apply(call: Call) -> Result:
-    op, domain = call.node.op_type, call.node.domain
+    op = call.node.op_type
     if any(isinstance(each, Sizes) for each in call.inputs):
         if op == "Cast":
             return call.inputs[0] or ()
         if op in _ON_SIZES:
             objects = [each.array if isinstance(each, Sizes) else each for each in call.inputs]
             return settled(_ON_SIZES[op](*objects))
-    handler = HANDLERS.get(op) if domain in ("", "ai.onnx") else None
-    if handler is None:
-        known = "is not an operator that the compiler of GPU kernels knows"
-        raise call.refuse(known if not domain else f"of domain {domain!r} {known}")
-    return handler(call)
+    if op not in HANDLERS:
+        raise call.refuse(_UNKNOWN)
+    return HANDLERS[op](call)
 
 
 def _settled(operand: Operand) -> Operand:
