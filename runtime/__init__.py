@@ -8,7 +8,8 @@ Reading order:
 * ``supervisor.py``, ``host.py``: how actors start, are replaced when they die, and stop.
 * ``topology.py``, ``cluster_file.py``: which actors there are, and where.
 * ``node.py``, the command line; ``foreground.py``, one node; ``launch.py``, a cluster of them;
-  ``compose.py``, where the names of classes become actors; ``reports.py``, what nodes tell.
+  ``compose.py``, where the names of classes become actors; ``reports.py``, what nodes tell;
+  ``mps.py``, the daemon through which nodes share a card.
 * ``service.py``: the actors inside somebody else's Python service.
 * ``admission.py``: how many requests are let in. ``window.py``, ``launch_time.py``: when a
   TensorBatch closes. ``lanes.py``: the threads that run it. ``metrics.py``: what is counted.
