@@ -40,11 +40,7 @@ FLAGS: Final = (
     ),  # the engine's assembly is so
     *("-Wall", "-Wno-unknown-pragmas", "-Wno-unused", "-Wno-parentheses", "-Wno-sign-compare"),
 )
-SANITIZE: Final = (
-    "-fsanitize=address,undefined",
-    "-fno-sanitize-recover=undefined",
-    "-DTB_SANITIZE",
-)
+SANITIZE: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 _COMPILE_TIMEOUT_S: Final = 300
 TIMEOUT_S = 60  # of a launch
 # A launch is the process's only one: it takes SIGSEGV and SIGALRM.
@@ -102,8 +98,7 @@ def build(
     key = _hash([whole, *flags, *macros, *(_read(path) for path in headers), _engine_key()])
     library = _folder() / f"kernel-{key}.so"
     if not library.exists():
-        objects = _engine_objects(tuple(flags))
-        _compile([*flags, *macros, "-x", "c++", "-"], library, whole, link=objects)
+        _compile([*flags, *macros, "-x", "c++", "-"], library, whole, link=_engine(sanitize))
     return Module(_load(str(library)), tuple(names))
 
 
@@ -308,26 +303,23 @@ def _engine_key() -> str:
     return _hash([version.stdout, *(_read(path) for path in files)])
 
 
-def _engine_objects(flags: tuple[str, ...]) -> list[Path]:
-    """Compile the engine, unless the cache has it. It is the same at each level of -O."""
-    sanitized = [f for f in flags if f == "-DTB_SANITIZE"]
-    flags = (*FLAGS, *sanitized, "-O2", f"-I{CUDA}")
-    key = _hash([*flags, _engine_key()])
-    objects = []
-    for source in sorted(ENGINE.glob("*.cpp")):
-        target = _folder() / f"{source.stem}-{key}.o"
-        if not target.exists():
-            _compile([*flags, "-c", str(source)], target)
-        objects.append(target)
-    return objects
+def _engine(sanitize: bool) -> Path:
+    """Compile the engine, unless the cache has it: one unit, the same for all kernels.
+
+    It is not itself sanitized, but must tell the sanitizer of its stacks.
+    """
+    flags = [*FLAGS, "-O3", *(["-DTB_SANITIZE"] if sanitize else []), f"-I{CUDA}", f"-I{ENGINE}"]
+    target = _folder() / f"engine-{_hash([*flags, _engine_key()])}.o"
+    if not target.exists():
+        text = "".join(f'#include "{path.name}"\n' for path in sorted(ENGINE.glob("*.cpp")))
+        _compile([*flags, "-c", "-x", "c++", "-"], target, text)
+    return target
 
 
-def _compile(
-    arguments: Sequence[str], target: Path, text: str | None = None, link: Sequence[Path] = ()
-) -> None:
+def _compile(arguments: Sequence[str], target: Path, text: str, link: Path | None = None) -> None:
     handle, name = tempfile.mkstemp(prefix="building-", dir=target.parent)
     os.close(handle)
-    linking = ["-shared", "-x", "none", *map(str, link)] if link else []
+    linking = ["-shared", "-x", "none", str(link)] if link else []
     try:
         done = subprocess.run(
             ["g++", *arguments, *linking, "-o", name],

@@ -27,6 +27,7 @@ NUMBER_ARG: Final = 0.375
 # math.cuh promises 1e-6 for what it writes itself. The shim's expf and the like are glibc's.
 RELATIVE: Final = 1e-6
 ABSOLUTE: Final = {Op.SIGMOID: 2e-7}
+LARGEST_ANGLE: Final = 1e15
 SMALLEST: Final = float(np.finfo(np.float32).tiny)
 
 
@@ -69,6 +70,8 @@ class Case:
             for column, dtype in zip(columns, self.dtypes, strict=True)
         ]
         keep = np.ones(len(found[0]), bool)
+        if self.op in (Op.SIN, Op.COS):
+            keep = ~(np.abs(found[0]) >= LARGEST_ANGLE)
         if self.op in (Op.DIV, Op.MOD):
             keep = found[1] != 0
         if self.op is Op.POW and self.dtypes[0] is DType.INT:

@@ -92,7 +92,7 @@ struct Cluster {
 // ---- schedule.cpp
 extern u64 step;
 u32 random_below(u32 n);
-Fiber* running();
+inline Fiber* running() { return static_cast<Fiber*>(self); }
 void wake(Fiber* fiber);
 void wait_here(const Wait& wait);  // until wake()
 void maybe_pause();
@@ -106,6 +106,9 @@ std::string deadlock_report(const std::vector<Cluster*>& clusters);
 // ---- warp.cpp
 const char* kind_name(Kind kind);
 void thread_ends(Fiber* fiber);
+
+// ---- numbers.cpp
+void multiply_fragments(Fiber* const* lanes);
 
 // ---- memory.cpp
 Block* block_of(u32 address, const char* what, At at);

@@ -1,6 +1,4 @@
 // 16-bit floats and the tensor core's product.
-#include <cstdint>
-
 #include "engine.h"
 
 namespace tb {
@@ -41,28 +39,49 @@ double fma_to_odd(double a, double b, double c) {
   return bits_as<double>(bits);
 }
 
+namespace {
+typedef float Eight __attribute__((vector_size(32)));
+
+// Without branches, for the compiler to make vectors of.
+void widen(const u16* in, float* out, int n, bool bfloat) {
+  if (bfloat) {
+    for (int i = 0; i < n; i++) out[i] = bits_as<float>((u32)in[i] << 16);
+    return;
+  }
+  for (int i = 0; i < n; i++) {
+    const u32 magnitude = (u32)(in[i] & 0x7fff) << 13, sign = (u32)(in[i] & 0x8000) << 16;
+    const u32 finite = bits_as<u32>(bits_as<float>(magnitude) * 0x1p112f), special = magnitude + 0x70000000u;
+    const u32 is_special = -(u32)(magnitude >= 0x0f800000u);
+    out[i] = bits_as<float>(sign | (special & is_special) | (finite & ~is_special));
+  }
+}
+}  // namespace
+
 // Where lanes hold what: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
 void multiply_fragments(Fiber* const* lanes) {
-  float a[16][16], b[16][8], d[16][8];
+  u16 halves[16 * 16 + 8 * 16];  // a [m][k], b [n][k]
+  float a[16][16], b[8][16];
+  union { Eight row; float of[8]; } sums[16], columns[16];
   for (int lane = 0; lane < 32; lane++) {
     const Fiber& f = *lanes[lane];
     const int group = lane / 4, pair = lane % 4 * 2;
-    const bool bfloat = f.extra;
-    auto value = [bfloat](u32 two, int i) {
-      const u16 h = (u16)(two >> (16 * i));
-      return bfloat ? bits_as<float>((u32)h << 16) : float_of_half(h);
-    };
-    const u32 b01[2] = {(u32)f.bits, (u32)(f.bits >> 32)};
-    for (int i = 0; i < 2; i++) {
-      for (int r = 0; r < 4; r++) a[group + r % 2 * 8][pair + r / 2 * 8 + i] = value(f.in[r], i);
-      for (int r = 0; r < 2; r++) b[pair + r * 8 + i][group] = value(b01[r], i);
-      for (int r = 0; r < 2; r++) d[group + r * 8][pair + i] = ((const float*)f.out)[r * 2 + i];
+    for (int r = 0; r < 4; r++) memcpy(&halves[(group + r % 2 * 8) * 16 + pair + r / 2 * 8], &f.in[r], 4);
+    for (int r = 0; r < 2; r++) {
+      const u32 two = (u32)(f.bits >> (32 * r));
+      memcpy(&halves[256 + group * 16 + pair + r * 8], &two, 4);
     }
+    for (int i = 0; i < 4; i++) sums[group + i / 2 * 8].of[pair + i % 2] = ((const float*)f.out)[i];
   }
-  for (int m = 0; m < 16; m++)
-    for (int k = 0; k < 16; k++)
-      for (int n = 0; n < 8; n++) d[m][n] += a[m][k] * b[k][n];
+  widen(halves, a[0], 256, lanes[0]->extra);
+  widen(halves + 256, b[0], 128, lanes[0]->extra);
+  for (int k = 0; k < 16; k++)
+    for (int n = 0; n < 8; n++) columns[k].of[n] = b[n][k];
+  for (int m = 0; m < 16; m++) {
+    Eight sum = sums[m].row;
+    for (int k = 0; k < 16; k++) sum += a[m][k] * columns[k].row;
+    sums[m].row = sum;
+  }
   for (int lane = 0; lane < 32; lane++)
-    for (int i = 0; i < 4; i++) ((float*)lanes[lane]->out)[i] = d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+    for (int i = 0; i < 4; i++) ((float*)lanes[lane]->out)[i] = sums[lane / 4 + i / 2 * 8].of[lane % 4 * 2 + i % 2];
 }
 }  // namespace tb

@@ -359,7 +359,6 @@ int find_static(dl_phdr_info* info, size_t, void* bytes) {
 }
 }  // namespace
 
-Fiber* running() { return static_cast<Fiber*>(self); }
 u32 random_below(u32 n) { return n ? (u32)((u64)random_bits() * n >> 32) : 0; }
 
 void wake(Fiber* fiber) {

@@ -4,8 +4,6 @@
 #include "engine.h"
 
 namespace tb {
-void multiply_fragments(Fiber* const* lanes);
-
 const char* kind_name(Kind kind) {
   static const char* names[] = {"__syncwarp", "a shuffle", "a vote", "mma", "ldmatrix", "named_barrier", "named_barrier_arrive", "__syncthreads", "cluster_arrive", "cluster_wait"};
   return names[(int)kind];
