@@ -13,7 +13,8 @@
 //   and multicasts it. For many rows, where reading from L2 is what limits.
 // Without SPLIT a cluster strides through the tiles; the ring runs on across tiles, so that the next
 // tile's loads overlap the epilogue; with ALTERNATE the next tile's products do so too, by the other
-// warpgroup.
+// warpgroup. A wait by parity tells a phase from its neighbours only, so there the warpgroups take
+// turns at the ring, and have a barrier each for bias and staged matrices.
 //
 // Packed W: [group][tile of K][column, N_PADDED][64 of K] with the 16-byte parts of a 128-byte row r
 // at part ^ (r % 8), and each 32 columns permuted: row 8 j + 2 t + e holds column 8 t + 2 j + e, so
@@ -41,7 +42,7 @@ template <class Storage, int BM_, int BN_, int STAGES_, int SPLIT_, int CM_, int
   static constexpr int SLICE_ROWS = BM / SPLIT, BOX_COLUMNS = BN < 64 ? BN : 64;
   static constexpr int STAGED_BYTES = SLICE_ROWS * BN * 2, BIAS_BYTES = BN * 4;
   static constexpr int PARTIAL_BYTES = SPLIT > 1 ? BM * BN * 4 : 0, SLICE_BYTES = PARTIAL_BYTES / SPLIT;
-  static constexpr int O_EMPTY = 64, O_EXTRA_FULL = 128, O_EXTRA_EMPTY = 136, O_SUMS = 144, O_RING = 1024;
+  static constexpr int O_EMPTY = 64, O_EXTRA_FULL = 128, O_EXTRA_EMPTY = 144, O_SUMS = 152, O_TURN = 160, O_RING = 1024;
   static constexpr int O_STAGED = O_RING + STAGES * STAGE_BYTES, O_BIAS = O_STAGED + N_STAGED * STAGED_BYTES;
   static constexpr int O_PARTIAL = IN_RING ? O_RING : O_BIAS + BIAS_BYTES;
   static constexpr int SHARED_BYTES = O_BIAS + BIAS_BYTES + (IN_RING ? 0 : PARTIAL_BYTES);
@@ -83,6 +84,7 @@ template <class Tile, class Layer, class Inputs> struct WideProducer {
   const u8* weights;
   const Inputs& inputs;
   const WidePlace<Tile, Layer>& at;
+  u32 extra_full;  // the barrier of this tile's bias and staged matrices
 
   DEVICE u32 slot_address(int slot) const { return base + Tile::O_RING + slot * Tile::STAGE_BYTES; }
   DEVICE const u8* weights_at(int k_tile) const {
@@ -116,9 +118,9 @@ template <class Tile, class Layer, class Inputs> struct WideProducer {
     }
   }
   DEVICE void load_bias() const {
-    mbarrier_arrive_expect(base + Tile::O_EXTRA_FULL, Tile::BIAS_BYTES + Tile::N_STAGED * Tile::STAGED_BYTES);
+    mbarrier_arrive_expect(extra_full, Tile::BIAS_BYTES + Tile::N_STAGED * Tile::STAGED_BYTES);
     const u8* from = weights + Layer::BIAS_OFFSET + (size_t)(at.group * Layer::BIAS_COLUMNS + at.column) * 4;
-    bulk_copy_to_shared(base + Tile::O_BIAS, from, Tile::BIAS_BYTES, base + Tile::O_EXTRA_FULL);
+    bulk_copy_to_shared(base + Tile::O_BIAS, from, Tile::BIAS_BYTES, extra_full);
   }
   // Each box of the staged matrices of the tile at hand: f(offset in shared memory, map, x, y).
   template <class F> DEVICE void each_staged(F f) const {
@@ -130,7 +132,7 @@ template <class Tile, class Layer, class Inputs> struct WideProducer {
   }
   DEVICE void load_staged() const {
     each_staged([&](int offset, const void* map, int x, int y) {
-      tensor_copy_to_shared(base + Tile::O_STAGED + offset, map, x, y, base + Tile::O_EXTRA_FULL);
+      tensor_copy_to_shared(base + Tile::O_STAGED + offset, map, x, y, extra_full);
     });
   }
   DEVICE void prefetch_staged() const {
@@ -141,7 +143,7 @@ template <class Tile, class Layer, class Inputs> struct WideProducer {
 
 template <class Tile, class Layer, class Inputs>
 DEVICE void wide_produce(u32 base, const u8* weights, const Inputs& inputs, WidePlace<Tile, Layer>& at, int cluster, int n_clusters) {
-  WideProducer<Tile, Layer, Inputs> producer{base, weights, inputs, at};
+  WideProducer<Tile, Layer, Inputs> producer{base, weights, inputs, at, base + Tile::O_EXTRA_FULL};
   int slot = 0;
   u32 parity = 0, extra_parity = 0;
   bool first = true;
@@ -175,6 +177,7 @@ DEVICE void wide_produce(u32 base, const u8* weights, const Inputs& inputs, Wide
       }
     }
     first = false;
+    if constexpr (Tile::ALTERNATE) producer.extra_full ^= 8;
     if constexpr (Tile::N_STAGED > 0) {  // else device memory would rest while this tile is multiplied
       if (tile + n_clusters < at.n_tiles) {
         at.take(tile + n_clusters);
@@ -192,7 +195,7 @@ template <class Tile> DEVICE void wide_skip(int n, int& slot, u32& parity) {
 }
 
 // Adds up SLABS x 64 rows and BN columns of sums over the tiles of K.
-template <class Tile> DEVICE void wide_multiply(float* sums, u32 base, u32 a_offset, u32 release, int lane, int n_k, int& slot, u32& parity) {
+template <class Tile> DEVICE void wide_multiply(float* sums, u32 base, u32 a_offset, u32 release, u32 next_turn, int lane, int n_k, int& slot, u32& parity) {
   const auto free_slot = [&](int freed) {
     if constexpr (Tile::SHARERS == 1) {
       if (lane == 0) mbarrier_arrive(base + Tile::O_EMPTY + 8 * freed);
@@ -218,6 +221,9 @@ template <class Tile> DEVICE void wide_multiply(float* sums, u32 base, u32 a_off
     if (previous >= 0) free_slot(previous);  // the step before has been read whole
     previous = slot;
     if (++slot == Tile::STAGES) { slot = 0; parity ^= 1; }
+  }
+  if constexpr (Tile::ALTERNATE) {
+    if (lane == 0) mbarrier_arrive(next_turn);
   }
   wgmma_wait<0>();
   if (previous >= 0) free_slot(previous);
@@ -334,24 +340,28 @@ DEVICE void wide_consume(const WideOutput& out, const Epilogue& epilogue, WidePl
   const u32 release = Tile::SHARERS > 1 ? map_to_rank(base + Tile::O_EMPTY, target) : 0;
   const int group = warp / 4, n_k = at.k_end - at.k_begin;
   int slot = 0, first = cluster, stride = n_clusters;
-  u32 parity = 0, extra_parity = 0;
+  u32 parity = 0, extra_parity = 0, turn_parity = group ^ 1;  // the first turn is group 0's at once
   if constexpr (Tile::ALTERNATE) {
     wide_skip<Tile>(group * n_k, slot, parity);
-    first += group * stride, stride *= 2, extra_parity = group;
+    first += group * stride, stride *= 2;
   }
   wait_for_predecessor();  // an epilogue may read what it wrote
   for (int tile = first; tile < at.n_tiles; tile += stride) {
     at.take(tile);
+    if constexpr (Tile::ALTERNATE) {
+      mbarrier_wait(base + Tile::O_TURN + 8 * group, turn_parity);
+      turn_parity ^= 1;
+    }
     float sums[Tile::N_SUMS];
-    wide_multiply<Tile>(sums, base, Tile::ALTERNATE ? 0 : group * 8192, release, lane, n_k, slot, parity);
+    wide_multiply<Tile>(sums, base, Tile::ALTERNATE ? 0 : group * 8192, release, base + Tile::O_TURN + 8 * (group ^ 1), lane, n_k, slot, parity);
     if constexpr (Tile::SPLIT > 1) {
       if constexpr (Tile::WAITS_LATER) cluster_wait();  // the others have started
       if constexpr (Tile::IN_RING) cluster_sync();      // the others have emptied their rings
       wide_reduce(sums, out, epilogue, at, base, tid);
       return;
     } else {
-      mbarrier_wait(base + Tile::O_EXTRA_FULL, extra_parity);
-      if constexpr (!Tile::ALTERNATE) extra_parity ^= 1;
+      mbarrier_wait(base + Tile::O_EXTRA_FULL + (Tile::ALTERNATE ? 8 * group : 0), extra_parity);
+      extra_parity ^= 1;
 #pragma unroll
       for (int slab = 0; slab < Tile::SLABS; slab++)
         wide_finish_sums(sums + slab * (Tile::BN / 2), out, epilogue, at, base, slab * 64 + (Tile::ALTERNATE ? warp % 4 : warp) * 16 + lane / 4, lane % 4 * 8);
@@ -377,7 +387,10 @@ DEVICE void wide_linear(const int* counts, const u8* weights, u16* y, int ld_y, 
       mbarrier_init(base + 8 * i, 1);
       mbarrier_init(base + Tile::O_EMPTY + 8 * i, Tile::CONSUMER_WARPS * Tile::SHARERS);
     }
-    mbarrier_init(base + Tile::O_EXTRA_FULL, 1);
+    for (int i = 0; i < 2; i++) {
+      mbarrier_init(base + Tile::O_EXTRA_FULL + 8 * i, 1);
+      mbarrier_init(base + Tile::O_TURN + 8 * i, 4);
+    }
     mbarrier_init(base + Tile::O_EXTRA_EMPTY, Tile::CONSUMER_WARPS);
     mbarrier_init(base + Tile::O_SUMS, 1);
     mbarrier_init_fence();
