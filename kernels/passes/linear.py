@@ -49,28 +49,6 @@ def _scale_after(node: Node, uses: Uses) -> Node | None:
     )
 
 
-def _shift_after(node: Node, uses: Uses) -> Node | None:
-    """ADD of a constant for each column to a LINEAR, or to a sum that one is a term of."""
-    source, term = node.sources
-    if term.op is not Op.CONST or not uses.once(source):
-        return None
-    if source.op is Op.ADD and source.shape == node.shape:
-        for index, inner in enumerate(source.sources):
-            if inner.op is Op.LINEAR and uses.once(inner):
-                shifted = _shifted(inner, term)
-                if shifted is not None:
-                    others = list(source.sources)
-                    others[index] = shifted
-                    return attrs.evolve(source, sources=tuple(others))
-        return None
-    return _shifted(source, term) if source.shape == node.shape else None
-
-
-def _shifted(source: Node, term: Node) -> Node | None:
-    shift = channels(term, source.dims[-1]) if is_plain(source) else None
-    return None if shift is None else like(source, blocks(source), wide(bias(source)) + shift)
-
-
 def _activation(node: Node, uses: Uses) -> Node | None:
     source = node.sources[0]
     if source.op is not Op.LINEAR or spec(source).activation is not None or not uses.once(source):
@@ -141,20 +119,23 @@ def _product(node: Node, uses: Uses) -> Node | None:
 
 
 def _sum_of_linears(node: Node, uses: Uses) -> Node | None:
-    """The LINEARs among the terms of a sum become one; so do sums over an input's columns."""
+    """The LINEARs among the terms of a sum become one, with what is constant, or sums columns."""
     if node.dtype is not DType.FLOAT:
         return None
     terms = _terms(node, uses)
     plain = [t for t in terms if is_plain(t) and t.shape == node.shape and uses.once(t)]
     sums = [t for t in terms if _is_column_sum(t) and t.shape == node.shape and uses.once(t)]
-    if not plain or len(plain) + len(sums) < 2:
+    shifts = [t for t in terms if channels(t, node.dims[-1]) is not None]
+    if not plain or len(plain) + len(sums) + len(shifts) < 2:
         return None
     parts = [part for term in plain for part in blocks(term)]
     parts += [(t.sources[0], np.ones((t.sources[0].width, 1))) for t in sums]
-    offset = np.sum([wide(bias(term)) for term in plain], axis=0)
+    offsets = [wide(bias(term)) for term in plain]
+    offsets += [wide(t.array.reshape(-1)) for t in shifts]
+    offset = sum(offsets, np.zeros(node.dims[-1]))
     result = linear(parts, offset, name=plain[0].name)
     for term in terms:
-        if all(term is not each for each in (*plain, *sums)):
+        if all(term is not each for each in (*plain, *sums, *shifts)):
             result = make(Op.ADD, result, term, name=node.name)
     return result if result.shape == node.shape else None
 
@@ -231,7 +212,7 @@ def _outer_product(node: Node, _: Uses) -> Node | None:
 
 LINEAR: Final[Mapping[Op, tuple[Rule, ...]]] = {
     Op.MUL: (_scale_after,),
-    Op.ADD: (_shift_after, _sum_of_linears),
+    Op.ADD: (_sum_of_linears,),
     Op.SUM: (_weighted_sum, _pairwise_dots, _weights_of_steps),
     Op.MATMUL: (_outer_product,),
     Op.LINEAR: (_constants_before, _leading_dims, _product),

@@ -30,6 +30,7 @@ from kernels.passes.views import (
     piece,
     reshape,
     runs,
+    shaped,
 )
 
 # A CONCAT that others read too is made for them: taking it apart saves no copy, and hides that
@@ -81,10 +82,28 @@ def _transpose(node: Node, _: Uses) -> Node | None:
         assert isinstance(source.arg, tuple)
         inner = source.arg
         return _transposed(source.sources[0], tuple(inner[axis] for axis in order))
+    if source.op is Op.RESHAPE and source.sources[0].op is Op.TRANSPOSE:
+        finer = _transpose_of_merged(node, source, order)
+        if finer is not None:
+            return finer
     moved = [axis for axis in order if source.shape[axis] != 1]
     if moved == sorted(moved):
         return reshape(source, node.dims)
     return _transpose_without_ones(node, source, order)
+
+
+def _transpose_of_merged(node: Node, source: Node, order: tuple[int, ...]) -> Node | None:
+    """Transpose before dimensions are merged, where that was done to a TRANSPOSE: they compose."""
+    inner = source.sources[0]
+    lead = source.lead is not None
+    pairs = groups(inner.dims, source.dims)
+    if any(len(new) != 1 for _, new in pairs) or len(pairs) != len(source.dims):
+        return None
+    finer = [0] if lead else []
+    for axis in order[lead:]:
+        old, _ = pairs[axis - lead]
+        finer += [each + lead for each in old]
+    return reshape(make(Op.TRANSPOSE, inner, arg=tuple(finer), name=node.name), node.dims)
 
 
 def _transpose_without_ones(node: Node, source: Node, order: tuple[int, ...]) -> Node | None:
@@ -207,9 +226,60 @@ def _concat(node: Node, uses: Uses) -> Node | None:
         taken = _taken(joined, axis, node)
         if taken is not None:
             return taken
+    if node.lead is not None:
+        turned = _turned(joined, axis, node)
+        if turned is not None:
+            return turned
+        if all(part.op is Op.TRANSPOSE and part.arg == joined[0].arg for part in joined):
+            order = joined[0].arg
+            assert isinstance(order, tuple)
+            return _transposed(join([part.sources[0] for part in joined], order[axis]), order)
     if len(joined) == len(node.sources):
         return None
     return join(joined, axis)
+
+
+def _turned(parts: list[Node], axis: int, node: Node) -> Node | None:
+    """Make a TRANSPOSE of neighbouring slices of one axis that are put together along another.
+
+    So heads are cut out of columns and stacked, and so they are put side by side again. Slice n is
+    ``[before, n, behind]`` of the value; the result wants it as ``[outer, n, inner]``.
+    """
+    slices = [_slice_under(part) for part in parts]
+    found = [part for part in slices if part is not None]
+    if len(found) < len(parts) or len(parts) < 2:
+        return None
+    args = [part.arg for part in found]
+    base, first, last = found[0].sources[0], args[0], args[-1]
+    if not isinstance(first, Slice) or not isinstance(last, Slice):
+        return None
+    width, along = first.stop - first.start, first.axis
+    wanted = [
+        Slice(along, first.start + i * width, first.start + (i + 1) * width)
+        for i in range(len(parts))
+    ]
+    same = all(part.sources[0] is base and part.shape == found[0].shape for part in found)
+    if args != wanted or not same or len({part.shape for part in parts}) > 1 or 0 in node.dims:
+        return None
+    before = math.prod(base.dims[: along - 1])
+    outer = math.prod(node.dims[: axis - 1])
+    row = cut(base, along, first.start, last.stop)
+    n, whole = len(parts), row.width
+    if outer == before or max(outer, before) % min(outer, before):
+        return None
+    if outer > before:  # [before, n, more, inner] -> [before, more, n, inner]
+        more = outer // before
+        dims = (before, n, more, whole // (outer * n))
+    else:  # [outer, more, n, behind] -> [outer, n, more, behind]
+        more = before // outer
+        dims = (outer, more, n, whole // (before * n))
+    return reshape(_transposed(reshape(row, dims), (0, 1, 3, 2, 4)), node.dims)
+
+
+def _slice_under(node: Node) -> Node | None:
+    while node.op is Op.RESHAPE:
+        node = node.sources[0]
+    return node if node.op is Op.SLICE else None
 
 
 def _taken(parts: list[Node], axis: int, node: Node) -> Node | None:
@@ -310,6 +380,29 @@ def compact(array: np.typing.NDArray[np.generic]) -> np.typing.NDArray[np.generi
     return array
 
 
+def _without_ones(node: Node, _: Uses) -> Node | None:
+    """Leave out dimensions that are 1 in the result, if that saves the RESHAPE of a source."""
+    kept = [axis for axis, dim in enumerate(node.dims) if dim != 1] or [0]
+    if node.lead is None or len(kept) == len(node.dims):
+        return None
+    sources, saved = [], False
+    for source in node.sources:
+        if source.op is Op.CONST:
+            axes = tuple(axis + 1 for axis in range(len(node.dims)) if axis not in kept)
+            sources.append(const(source.array.squeeze(axes), source.name))
+        elif source.lead is not None:
+            narrow = reshape(source, [source.dims[axis] for axis in kept])
+            saved |= source.op is Op.RESHAPE and narrow.op is not Op.RESHAPE
+            sources.append(narrow)
+        else:
+            return None
+    if not saved:
+        return None
+    shape = shaped(node, [node.dims[axis] for axis in kept])
+    made = Node(node.op, tuple(sources), shape, node.dtype, node.arg, node.name)
+    return reshape(made, node.dims)
+
+
 def _implicit_expand(node: Node, _: Uses) -> Node | None:
     """Read what an EXPAND repeats: an elementwise op repeats dimensions of 1 itself."""
     sources = list(node.sources)
@@ -351,6 +444,16 @@ def _reduced(node: Node, _: Uses) -> Node | None:
         return source
     if kept != axes:
         return attrs.evolve(node, arg=kept)
+    if source.op is Op.TRANSPOSE:
+        order = source.arg
+        assert isinstance(order, tuple)
+        inner = tuple(sorted(order[axis] for axis in axes))
+        return _transposed(make(node.op, source.sources[0], arg=inner, name=node.name), order)
+    ones = [axis for axis, dim in enumerate(source.shape) if dim == 1]
+    if ones and source.lead is not None:
+        narrow = reshape(source, [dim for dim in source.dims if dim != 1])
+        fewer = tuple(axis - sum(one < axis for one in ones) for axis in axes)
+        return reshape(make(node.op, narrow, arg=fewer, name=node.name), node.dims)
     if node.op is source.op:
         assert isinstance(source.arg, tuple)
         both = tuple(sorted({*axes, *source.arg}))
@@ -359,11 +462,16 @@ def _reduced(node: Node, _: Uses) -> Node | None:
 
 
 def _softmax_below(node: Node, _: Uses) -> Node | None:
-    """Let a TRANSPOSE of the source happen to the result instead."""
+    """Let a TRANSPOSE of the source happen to the result instead; leave out dimensions of 1."""
     source, axis = node.sources[0], node.arg
+    assert isinstance(axis, int)
+    ones = [i for i, dim in enumerate(source.shape) if dim == 1]
+    if ones and source.lead is not None and axis not in ones:
+        narrow = reshape(source, [dim for dim in source.dims if dim != 1])
+        fewer = axis - sum(one < axis for one in ones)
+        return reshape(make(Op.SOFTMAX, narrow, arg=fewer, name=node.name), node.dims)
     if source.op is not Op.TRANSPOSE:
         return None
-    assert isinstance(axis, int)
     assert isinstance(source.arg, tuple)
     made = make(Op.SOFTMAX, source.sources[0], arg=source.arg[axis], name=node.name)
     return make(Op.TRANSPOSE, made, arg=source.arg, name=source.name)
@@ -392,5 +500,5 @@ MOVEMENT: Final[Mapping[Op, tuple[Rule, ...]]] = {
     Op.REDUCE_MIN: (_reduced,),
     Op.PROD: (_reduced,),
     **dict.fromkeys(ELEMENTWISE, (_implicit_expand, _compact_const, _below_elementwise)),
-    Op.CAST: (_cast, _implicit_expand, _below_elementwise),
+    Op.CAST: (_cast, _implicit_expand, _without_ones, _below_elementwise),
 }

@@ -35,6 +35,7 @@ from kernels.passes.views import (
     reshape,
     runs,
     scalar,
+    shaped,
 )
 
 # Elementwise ops of so many pieces are worth a TAKE for each source.
@@ -164,24 +165,34 @@ def _parallel_elementwise(node: Node) -> Hashable:
 
 
 def _elementwise(members: Sequence[Node]) -> dict[Node, Node]:
-    """Merge runs that go on in all their sources; many of one width are one op on their CONCATs."""
+    """Merge runs that go on in all their sources, but for one that all share.
+
+    Many of one width are one op on their CONCATs, wherever they lie.
+    """
     ordered = sorted(members, key=lambda node: [where.start for where in _intervals(node)])
+    columns = zip(*(_intervals(node) for node in ordered), strict=True)
+    shared = [len({(where.start, where.stop) for where in column}) == 1 for column in columns]
+    one_width = len({node.width for node in members}) == 1
+    if all(shared) or (any(shared) and not one_width):
+        return {}
     found: list[list[Node]] = []
     for node in ordered:
         follows = found and all(
-            before.stop == after.start
-            for before, after in zip(_intervals(found[-1][-1]), _intervals(node), strict=True)
+            is_shared or before.stop == after.start
+            for is_shared, before, after in zip(
+                shared, _intervals(found[-1][-1]), _intervals(node), strict=True
+            )
         )
         if follows:
             found[-1].append(node)
         else:
             found.append([node])
-    if len(found) >= _MANY and len({node.width for node in members}) == 1:
+    if len(found) >= _MANY and one_width:
         found = [list(members)]
     result: dict[Node, Node] = {}
     for run in found:
         if len(run) > 1:
-            result.update(_flat(run))
+            result.update(_stacked(run, any(shared)))
     return result
 
 
@@ -189,16 +200,24 @@ def _intervals(node: Node) -> list[Interval]:
     return [interval(source) for source in node.sources if not is_scalar(source)]
 
 
-def _flat(run: Sequence[Node]) -> dict[Node, Node]:
+def _stacked(run: Sequence[Node], by_group: bool) -> dict[Node, Node]:
+    """Make one op of several: of flat rows, or of ``[groups, width]`` beside what all share."""
     first, sources = run[0], []
+    rank = 3 if by_group else 2
     for index, source in enumerate(first.sources):
         if is_scalar(source):
-            sources.append(const(source.array.reshape(1, 1), source.name))
+            sources.append(const(source.array.reshape((1,) * rank), source.name))
+            continue
+        parts = [node.sources[index] for node in run]
+        if all(part is source for part in parts):
+            sources.append(reshape(source, (1, source.width)))
         else:
-            parts = [reshape(node.sources[index], (node.width,)) for node in run]
-            sources.append(join(parts, 1))
-    whole = next(source for source in sources if source.lead is not None)
-    made = Node(first.op, tuple(sources), whole.shape, first.dtype, first.arg, first.name)
+            flat = join([reshape(part, (part.width,)) for part in parts], 1)
+            sources.append(reshape(flat, (len(run), source.width)) if by_group else flat)
+    total = sum(node.width for node in run)
+    dims = (len(run), first.width) if by_group else (total,)
+    shape = shaped(first, dims)
+    made = Node(first.op, tuple(sources), shape, first.dtype, first.arg, first.name)
     result, at = {}, 0
     for node in run:
         result[node] = piece(Interval(made, at, at + node.width), node.dims)
