@@ -356,6 +356,8 @@ def check(alternate: bool) -> None:
     build([wide.emit(a[0], config, "wide", a[2]) for a, config in pairs])
     bad, worst = 0, {fp: 0.0, bf: 0.0}
     for (one, rows, precision), config in pairs:
+        if "OUT" in os.environ:  # should it hang
+            pathlib.Path(os.environ["OUT"], "at.txt").write_text(f"{one} {config}")
         error = check_one(one, config, rows, precision)
         worst[precision] = max(worst[precision], error)
         if not error < (2e-3 if precision is fp else 1.2e-2):
@@ -548,8 +550,8 @@ def chain(best: bool) -> None:
         )
         line = (
             f"chain{' best' if best else ''} {rows:5} cold {cold:7.1f} warm {warm:7.1f}"
-            f" without PDL {plain:7.1f} torch matmuls {cold_us(library):7.1f} error {error:.1e} bad {bad}/20"
-            f" {sum(la.flops for la in layers) / cold / 1e6:5.0f} TFLOP/s"
+            f" without PDL {plain:7.1f} torch matmuls {cold_us(library):7.1f}"
+            f" error {error:.1e} bad {bad}/20 {sum(la.flops for la in layers) / cold / 1e6:5.0f} TFLOP/s"
         )
         key = f"chain {rows}{' best' if best else ''}"
         RESULTS[key] = [
