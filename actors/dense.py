@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -98,13 +99,19 @@ class ExecutorOptions:
     backlog_rows: int = attrs.field(default=1 << 18, validator=[instance_of(int), ge(1)])
 
 
-def open_dense(bundle: Bundle, options: ExecutorOptions, name: str) -> HostExecutor | GpuExecutor:
+def open_dense(
+    bundle: Bundle,
+    options: ExecutorOptions,
+    name: str,
+    progress: Callable[[float], None] = lambda share: None,
+) -> HostExecutor | GpuExecutor:
     """Open a bundle's dense graph as the options say. Compiles, and takes seconds.
 
     Args:
         bundle: The model's.
         options: The actor's.
         name: The actor's, for messages.
+        progress: Told what share of what is compiled is ready, 0 to 1, in this thread or another.
 
     Raises:
         StartError: An option is wrong, or a card was asked for and cannot run this; says why.
@@ -115,7 +122,7 @@ def open_dense(bundle: Bundle, options: ExecutorOptions, name: str) -> HostExecu
         problem: str | None = _cuda.available()
         if problem is None:
             try:
-                return _open_gpu(bundle, options, gpu)
+                return _open_gpu(bundle, options, gpu, progress)
             except GraphError as error:
                 problem = str(error)
             except DeviceLost:
@@ -136,7 +143,12 @@ def open_dense(bundle: Bundle, options: ExecutorOptions, name: str) -> HostExecu
     )
 
 
-def _open_gpu(bundle: Bundle, options: ExecutorOptions, gpu: GpuOptions) -> GpuExecutor:
+def _open_gpu(
+    bundle: Bundle,
+    options: ExecutorOptions,
+    gpu: GpuOptions,
+    progress: Callable[[float], None],
+) -> GpuExecutor:
     model = model_of(
         bundle,
         max_rows=options.max_rows,
@@ -153,4 +165,5 @@ def _open_gpu(bundle: Bundle, options: ExecutorOptions, gpu: GpuOptions) -> GpuE
         ahead=gpu.ahead,
         mapped=gpu.mapped,
         device=gpu.index,
+        progress=progress,
     )

@@ -65,12 +65,16 @@ class Executor:
         self._pumped = trio.Event()
         self._lanes: LaneThreads[NDArray[np.float32]]
         self._queued: QueuedExecutor | None = None
+        self._token: trio.lowlevel.TrioToken
+        self._is_open = False
 
     async def run(
         self, mailbox: Mailbox, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Serve until the mailbox is closed and empty and every launch is done."""
+        self._token = trio.lowlevel.current_trio_token()
         engine = await trio.to_thread.run_sync(self._open)
+        self._is_open = True
         self._lanes = LaneThreads(engine.dense.n_lanes, self._context.name)
         try:
             async with trio.open_nursery() as nursery:
@@ -121,7 +125,7 @@ class Executor:
         [model] = served
         options = self._options
         bundle = load_bundle(model.bundle)
-        dense = open_dense(bundle, options, name)
+        dense = open_dense(bundle, options, name, self._report)
         self._queued = dense if isinstance(dense, GpuExecutor) else None
         policy: WindowPolicy[Work] = WindowPolicy(
             max_rows=dense.max_rows,
@@ -141,6 +145,11 @@ class Executor:
             tell=self._tell,
             metrics=self._metrics,
         )
+
+    def _report(self, progress: float) -> None:
+        """Say how far compiling has come, while that is what opening waits for; in any thread."""
+        if not self._is_open:
+            self._token.run_sync_soon(self._context.report_ready, progress)
 
     def _serve(self, engine: Engine, envelope: Envelope) -> None:
         message = envelope.message
@@ -203,6 +212,9 @@ class Executor:
             log.exception("%s: a launch failed", self._context.name)
             engine.failed(window, str(error))
         else:
+            if self._queued is not None:
+                n_padding = engine.dense.bucket(window.n_rows) - window.n_rows
+                self._metrics.count("padding_rows", n_padding)
             engine.done(window, scores, launched, trio.current_time())
 
     async def _tick(self, engine: Engine) -> None:

@@ -98,6 +98,8 @@ class GpuExecutor:
         mapped: What kernels reach in the host's memory instead of in copies: ``inputs``,
             ``scores``.
         device: Index of the card.
+        progress: Told what share of the buckets is ready, 0 to 1, whenever another one is; by the
+            thread that opens the executor, or that which compiles later.
 
     Raises:
         CudaError: There is no driver or no such card, or its memory is full.
@@ -115,9 +117,11 @@ class GpuExecutor:
         ahead: bool = True,
         mapped: Collection[str] = (),
         device: int = 0,
+        progress: Callable[[float], None] = lambda share: None,
     ) -> None:
         self._model = model
         self._builder = builder
+        self._progress = progress
         self._blocks = model.blocks
         self._wanted: tuple[Bucket, ...] = ()
         self._adapts = buckets is None
@@ -140,9 +144,7 @@ class GpuExecutor:
             card = Device.open(device)
             self._target = self._open_lanes(card, n_lanes, mode, mapped)
             largest, *others = reversed(self._wanted)
-            self._add([largest])
-            if ahead:
-                self._add(others)
+            self._add([largest, *others] if ahead else [largest])
         except BaseException as error:
             if isinstance(error, DeviceLost):
                 self._lost = error
@@ -327,6 +329,7 @@ class GpuExecutor:
                     return
                 lane.add(program, cubins)
             self._ready = tuple(sorted({*self._ready, program.bucket}))
+            self._progress(min(len(self._ready) / len(self._wanted), 1.0))
             log.info(
                 "%s: %d rows ready after %.1f s, %d of %d buckets",
                 name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -73,7 +74,9 @@ class Sums:
 def on_card(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     """Executors run ``Sums`` on the fake card, on two lanes."""
 
-    def open_sums(bundle: Bundle, options: ExecutorOptions, name: str) -> GpuExecutor:
+    def open_sums(
+        bundle: Bundle, options: ExecutorOptions, name: str, progress: Callable[[float], None]
+    ) -> GpuExecutor:
         blocks = blocks_of(bundle, options)
 
         def compile_program(bucket: Bucket, target: Target) -> Program:
@@ -90,7 +93,7 @@ def on_card(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
             )
 
         model = Model(name="sums", blocks=blocks, compile=compile_program)
-        return GpuExecutor(model, fake_cuda.builder, 2)
+        return GpuExecutor(model, fake_cuda.builder, 2, progress=progress)
 
     monkeypatch.setattr(module, "open_dense", open_sums)
     return fake_cuda
@@ -123,7 +126,7 @@ async def test_requests_that_share_launches_get_their_own_scores(
     on_the_card = await scores_of(tiny_bundle)
     assert on_card.launched > 0
     monkeypatch.setattr(
-        module, "open_dense", lambda bundle, options, name: Sums(blocks_of(bundle, options))
+        module, "open_dense", lambda bundle, options, *_: Sums(blocks_of(bundle, options))
     )
     for card, host in zip(on_the_card, await scores_of(tiny_bundle), strict=True):
         np.testing.assert_allclose(card, host, rtol=1e-5)
