@@ -1,0 +1,72 @@
+// What the row programs over sequences share: activations, sources and sinks of rows, fragments.
+//
+// A source is a small object that a program asks for elements of a row; what is here reads row-major
+// matrices in global memory. A row program may get others, such as values of a tile in shared memory.
+#pragma once
+#include "tile.cuh"
+
+// ---- activations: of a float, and of two on their way to 16 bits
+struct Relu {
+  static DEVICE float of(float v) { return v < 0.f ? 0.f : v; }  // NaN passes
+  template <class T> static DEVICE u32 pack(float lo, float hi) { return T::pack2_relu(lo, hi); }
+};
+struct Sigmoid {
+  static DEVICE float of(float v) { return __fdividef(1.f, 1.f + __expf(-v)); }
+  template <class T> static DEVICE u32 pack(float lo, float hi) { return T::pack2(of(lo), of(hi)); }
+};
+struct Tanh {
+  static DEVICE float of(float v) { return 1.f - __fdividef(2.f, 1.f + __expf(2.f * v)); }
+  template <class T> static DEVICE u32 pack(float lo, float hi) { return T::pack2(of(lo), of(hi)); }
+};
+template <class Slope> struct LeakyRelu {  // Slope::VALUE: a float is no template argument
+  static DEVICE float of(float v) { return v < 0.f ? Slope::VALUE * v : v; }
+  template <class T> static DEVICE u32 pack(float lo, float hi) { return T::pack2(of(lo), of(hi)); }
+};
+
+// ---- pairs of 16-bit floats
+template <class T> DEVICE float low_of(u32 pair) { return T::unpack((u16)pair); }
+template <class T> DEVICE float high_of(u32 pair) { return T::unpack((u16)(pair >> 16)); }
+// N columns (4 or 8) from `p` on as N / 2 words of T. ALIGNED: p is a multiple of N elements' bytes, 16 at most.
+template <class T, class E, int N, bool ALIGNED> DEVICE void load_words(const u8* p, u32* words) {
+  if constexpr (ALIGNED && N == 8) put_words(words, load_eight<T, E>(p));
+  else if constexpr (ALIGNED && Element<E>::BYTES == 2) { words[0] = ((const u32*)p)[0]; words[1] = ((const u32*)p)[1]; }
+  else {
+#pragma unroll
+    for (int i = 0; i < N / 2; i++) words[i] = T::pack2(Element<E>::read(p + 2 * i * Element<E>::BYTES), Element<E>::read(p + (2 * i + 1) * Element<E>::BYTES));
+  }
+}
+
+// ---- rows of matrices in global memory. INDEXED: `index` says which row of the matrix a row of the batch reads.
+template <class E, int LD, bool ALIGNED, bool INDEXED> struct MatrixRows {
+  const u8* matrix; const int* index;
+  DEVICE const u8* at(int row, int column) const { return matrix + ((u64)(INDEXED ? index[row] : row) * LD + column) * Element<E>::BYTES; }
+};
+// [STEPS, WIDTH] of a row.
+template <class T, class E, int LD, int WIDTH, bool ALIGNED, bool INDEXED> struct MatrixSteps : MatrixRows<E, LD, ALIGNED, INDEXED> {
+  template <int N> DEVICE void words(int row, int step, int column, u32* w) const { load_words<T, E, N, ALIGNED>(this->at(row, step * WIDTH + column), w); }
+};
+template <class T, class E, int LD, bool ALIGNED, bool INDEXED> struct MatrixVector : MatrixRows<E, LD, ALIGNED, INDEXED> {
+  DEVICE u32 pair(int row, int column) const {
+    const u8* p = this->at(row, column);
+    return T::pack2(Element<E>::read(p), Element<E>::read(p + Element<E>::BYTES));
+  }
+};
+// Test: what of an element of the matrix makes the mask true.
+template <class E, int LD, class Test, bool INDEXED> struct MatrixMask : MatrixRows<E, LD, false, INDEXED> {
+  DEVICE bool operator()(int row, int step) const { return Test::of(Element<E>::read(this->at(row, step))); }
+};
+template <class E, int LD> struct MatrixSink {
+  u8* matrix;
+  DEVICE void operator()(int row, int column, float v0, float v1) const {  // column is even
+    u8* p = matrix + ((u64)row * LD + column) * Element<E>::BYTES;
+    if constexpr (Element<E>::BYTES == 4) { ((float*)p)[0] = v0; ((float*)p)[1] = v1; }
+    else if constexpr (LD % 2 == 0) *(u32*)p = E::pack2(v0, v1);
+    else { ((u16*)p)[0] = (u16)E::pack2(v0, 0.f); ((u16*)p)[1] = (u16)E::pack2(v1, 0.f); }
+  }
+};
+
+// Copies packed weights to shared memory by all threads; cp_async_wait and a barrier of theirs must follow.
+DEVICE void copy_weights(u32 shared, const u8* weights, int bytes, int thread, int n_threads) {
+  for (int i = thread * 16; i < bytes; i += n_threads * 16) cp_async(shared + i, weights + i);
+  cp_async_commit();
+}
