@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,7 @@ _FOLDERS: Final = ("/usr/bin", "/usr/local/nvidia/bin", "/usr/local/bin", "/usr/
 _ANSWER_S: Final = 10.0
 # Time that clients have to end once the daemon was asked to; they should have ended before.
 _QUIT_S: Final = 5
+_POLL_S: Final = 0.05
 _OWN: Final = 0o700
 
 
@@ -49,10 +51,12 @@ class Mps:
     Args:
         folder: For its sockets and logs; made if need be. A short path: sockets have 107 bytes.
         control: The program, see ``find_control``.
+        patience_s: Time that the daemon has to start, and to end.
     """
 
     folder: Path
     control: Path = attrs.field(factory=find_control)
+    patience_s: float = 10.0
 
     def environment(self, percentage: int | None = None) -> Mapping[str, str]:
         """Return the variables that make a process a client.
@@ -79,7 +83,7 @@ class Mps:
         if self.is_running():
             return
         ran = self._run("-d")
-        if ran.returncode or not self.is_running():
+        if ran.returncode or not self._wait(running=True, within_s=self.patience_s):
             said = " ".join(ran.stdout.split()) or f"it ended with code {ran.returncode}"
             raise CudaError(f"MPS: the daemon does not start ({said}); see {self.folder / 'log'}")
 
@@ -96,8 +100,17 @@ class Mps:
         if not self.is_running():
             return
         self._run(command=f"quit -t {_QUIT_S}")
-        if self.is_running():
+        if not self._wait(running=False, within_s=self.patience_s):
             raise CudaError(f"MPS: the daemon does not stop; see {self.folder / 'log'}")
+
+    def _wait(self, *, running: bool, within_s: float) -> bool:
+        """Wait until the daemon runs, or does not; return whether that came to be in time."""
+        deadline = time.monotonic() + within_s
+        while self.is_running() is not running:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True
 
     def _run(self, *arguments: str, command: str = "") -> subprocess.CompletedProcess[str]:
         """Run the program; ``command`` is what it is to tell the daemon.

@@ -199,6 +199,26 @@ async def test_cancelling_frees_nothing_under_a_running_kernel(
     assert released == [before]
 
 
+def test_a_bundle_is_compiled_loaded_and_captured(
+    fake_cuda: FakeCuda, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    gpu = {"cache": str(tmp_path), "buckets": [64], "workers": 1}
+    options = ExecutorOptions(device="auto", max_rows=128, lanes=2, gpu=gpu)
+    bundle = load_bundle(tiny_bundle)
+    shares: list[float] = []
+    dense = open_dense(bundle, options, "ex", shares.append)
+    assert isinstance(dense, GpuExecutor)
+    assert shares == [0.5, 1.0]
+    staging = dense.staging(1)
+    assert staging.user.shape == (256, bundle.manifest.user.width)
+    assert staging.candidate.shape == (128, bundle.manifest.candidate.width)
+    launched = fake_cuda.launched
+    assert dense.run(1, 3, 100).shape == (100, 1)
+    assert fake_cuda.launched > launched
+    assert list(tmp_path.iterdir())
+    dense.close()
+
+
 def test_asking_for_a_card_that_is_not_there_says_so(tiny_bundle: Path) -> None:
     bundle = load_bundle(tiny_bundle)
     cuda = ExecutorOptions(device="cuda")

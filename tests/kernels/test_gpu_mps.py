@@ -38,7 +38,7 @@ def test_clients_are_told_by_their_environment(tmp_path: Path) -> None:
 
 
 def test_a_daemon_that_does_not_start_or_stop_says_why(tmp_path: Path) -> None:
-    mps = Mps(tmp_path, FAKE)
+    mps = Mps(tmp_path, FAKE, patience_s=0)
     (tmp_path / "refuses").touch()
     with pytest.raises(CudaError, match=r"does not start .An instance of this daemon is already"):
         mps.start()

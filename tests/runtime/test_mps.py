@@ -75,6 +75,8 @@ def test_without_the_program_the_cluster_does_not_start(
 def test_a_daemon_that_does_not_stop_is_logged(
     run_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with shared_card(run_folder, [node("a", 50)]):
+    with shared_card(run_folder, [node("a", 50)]) as mps:
+        assert mps is not None
+        mps.patience_s = 0
         (run_folder / "mps" / "refuses").touch()
     assert "the daemon does not stop" in caplog.text
