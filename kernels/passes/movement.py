@@ -499,6 +499,8 @@ MOVEMENT: Final[Mapping[Op, tuple[Rule, ...]]] = {
     Op.REDUCE_MAX: (_reduced,),
     Op.REDUCE_MIN: (_reduced,),
     Op.PROD: (_reduced,),
-    **dict.fromkeys(ELEMENTWISE, (_implicit_expand, _compact_const, _below_elementwise)),
+    **dict.fromkeys(
+        ELEMENTWISE, (_implicit_expand, _compact_const, _without_ones, _below_elementwise)
+    ),
     Op.CAST: (_cast, _implicit_expand, _without_ones, _below_elementwise),
 }

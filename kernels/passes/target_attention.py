@@ -53,7 +53,7 @@ def target_attention(node: Node, uses: Uses) -> Node | None:
         return None
     mask, scores, value = masked
     layers = _layers(_viewed(scores), uses)
-    if not layers or weight(layers[-1]).shape[-1] != 1:
+    if not layers or any(layer.dims[:-1] != (t,) for layer in layers) or layers[-1].width != t:
         return None
     activations = {_activation_of(_viewed(inputs(layer)[0])) for layer in layers}
     if len(activations) != 1:
@@ -61,7 +61,8 @@ def target_attention(node: Node, uses: Uses) -> Node | None:
     ((activation, slope),) = activations
     if activation not in ACTIVATIONS - {Op.ELU}:
         return None
-    first = _first(_viewed(inputs(layers[0])[0]), keys)
+    hidden = _viewed(inputs(layers[0])[0])
+    first = _first(hidden, keys) if hidden.dims == inputs(layers[0])[0].dims else None
     if first is None:
         return None
     parameters = [first.w_query, first.w_keys, first.w_product, first.bias]
