@@ -44,7 +44,7 @@ def errors(
     manifest = bundle.manifest
     graph = import_dense(bundle.dense_model(), manifest.model)
     most = min(max(sizes), _MOST_REQUESTS)
-    opened = open_executor(executor, bundle, max_rows=max(sizes), max_requests=most)
+    opened = open_executor(executor, bundle, max_rows=max(sizes), max_requests=most, buckets=sizes)
     found = {}
     try:
         for n_rows in sizes:

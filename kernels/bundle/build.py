@@ -24,6 +24,7 @@ from kernels.features.spec import FeatureSpec, load_spec
 from kernels.graph.facts import Facts, Kind
 from kernels.graph.fold import simplify
 from kernels.graph.model import Array, Graph, load_graph
+from kernels.ir.check import check as check_ir
 from kernels.ir.onnx_import import import_dense
 
 # Rows of a table converted and written at a time: some megabytes for any usual dimension.
@@ -112,9 +113,9 @@ def _build(
 
 
 def gpu_support(dense: bytes, model: str) -> GpuSupport:
-    """Say whether GPU kernels can be compiled of a serialised dense graph."""
+    """Say whether the compiler of GPU kernels knows all that a serialised dense graph does."""
     try:
-        import_dense(dense, model)
+        check_ir(import_dense(dense, model))
     except GraphError as error:
         return GpuSupport(supported=False, reason=str(error))
     return GpuSupport(supported=True, reason="")

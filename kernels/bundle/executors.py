@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from typing import Final, Literal, get_args
 
 from kernels.bundle.load import Bundle
@@ -20,13 +21,26 @@ TOLERANCES: Final[Mapping[ExecutorName, float]] = {"host": 1e-5, "reference": 1e
 
 
 def open_executor(
-    name: ExecutorName, bundle: Bundle, *, max_rows: int, max_requests: int
+    name: ExecutorName,
+    bundle: Bundle,
+    *,
+    max_rows: int,
+    max_requests: int,
+    buckets: Iterable[int] = (),
 ) -> DenseExecutor:
     """Open an executor of one lane.
+
+    Args:
+        name: Which.
+        bundle: What it runs.
+        max_rows: Rows of its largest bucket.
+        max_requests: Requests of its largest bucket.
+        buckets: Rows of the others, where there are any to compile.
 
     Raises:
         GraphError: The bundle's graph is for the host executor alone, and another is asked for.
         BundleError: The bundle does not run.
+        KernelsError: There is no card, or it cannot run the graph.
     """
     if name == "host":
         return HostExecutor(bundle, max_rows=max_rows, max_requests=max_requests)
@@ -35,8 +49,17 @@ def open_executor(
         raise GraphError(f"runs on the host executor only: {gpu.reason}")
     if name == "reference":
         return ReferenceExecutor(bundle, max_rows=max_rows, max_requests=max_requests)
-    # Imported late: a machine without a driver uses all the rest.
-    from kernels.gpu.executor import GpuExecutor
+    return _on_card(bundle, max_rows, max_requests, buckets)
 
-    executor: DenseExecutor = GpuExecutor(bundle, max_rows=max_rows, max_requests=max_requests)
-    return executor
+
+def _on_card(
+    bundle: Bundle, max_rows: int, max_requests: int, buckets: Iterable[int]
+) -> DenseExecutor:
+    # Imported late: a machine without a driver, or without its bindings, uses all the rest.
+    from kernels.gpu.executor import GpuExecutor
+    from kernels.gpu.model import model_of
+    from kernels.nvrtc import Builder, Cache, default_folder
+
+    model = model_of(bundle, max_rows=max_rows, max_requests=max_requests)
+    builder = Builder(Cache(default_folder()), os.cpu_count() or 1)
+    return GpuExecutor(model, builder, buckets=buckets)

@@ -131,7 +131,8 @@ class GpuSupport:
     """Whether GPU kernels can be compiled of the dense graph; the host executor runs any.
 
     Attributes:
-        supported: Whether every operator of it is one that the compiler knows.
+        supported: Whether the compiler knows every operator of it. What a card has no room for is
+            found out, and said, when it is opened there.
         reason: Why not: operator, node and model. Empty where it is supported.
     """
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,16 @@ def write(path: Path, manifest: Manifest = MANIFEST) -> Path:
 
 def test_a_manifest_survives_the_round_trip_through_json() -> None:
     assert codec.loads(codec.dumps(MANIFEST)) == MANIFEST
+
+
+def test_a_manifest_from_before_executors_were_named_is_for_the_host() -> None:
+    fields = json.loads(codec.dumps(MANIFEST))
+    del fields["gpu"]
+    manifest = codec.loads(json.dumps(fields))
+    assert not manifest.gpu.supported
+    assert "build it again" in manifest.gpu.reason
+    with pytest.raises(BundleError, match=r"manifest\.gpu: reason is missing"):
+        codec.loads(json.dumps({**fields, "gpu": {"supported": False}}))
 
 
 def test_a_whole_bundle_loads_and_maps_its_tables_read_only(tmp_path: Path) -> None:

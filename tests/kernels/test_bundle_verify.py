@@ -157,3 +157,35 @@ def test_an_argument_that_is_no_shape_is_refused(
     with pytest.raises(SystemExit, match="2"):
         run("build", model, "--infer-features", "-o", "b", "--shape", "x=many")
     assert "want INPUT=30 or INPUT=5x16, got 'x=many'" in capsys.readouterr().err
+
+
+def test_the_oracle_verifies_a_bundle(
+    tmp_path: Path, model: Path, pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("build", model, "--infer-features", "-o", tmp_path / "b") == 0
+    assert "executors: host, cuda\n" in capsys.readouterr().out
+    assert run("verify", tmp_path / "b", "--io", pairs, "--executor", "reference") == 0
+    assert json.loads(capsys.readouterr().out)["max_abs_error"] < 1e-5
+
+
+def test_a_model_for_the_host_alone_says_so_and_runs_on_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = "e = Gather(t, x)\nr = ArgMax<axis=1>(e)\ny = Cast<to=1>(r)"
+    path = write_model(
+        tmp_path / "m.onnx", "(int64[B] x) => (float[B,1] y)", body, {"t": table(ROWS)}
+    )
+    assert run("build", path, "--infer-features", "-o", tmp_path / "b") == 0
+    reason = "host only: m: ArgMax 'r': is not an operator that the compiler of GPU kernels knows"
+    assert f"executors: {reason}\n" in capsys.readouterr().out
+    assert run("show", tmp_path / "b") == 0
+    assert f"executors {reason}\n" in capsys.readouterr().out
+    x = ids(2, rows=ROWS)
+    np.savez(tmp_path / "p.npz", **{"b/in/x": x, "b/out/y": table(ROWS)[x].argmax(1)[:, None]})
+    for executor in ("reference", "cuda"):
+        command = ("verify", tmp_path / "b", "--io", tmp_path / "p.npz", "--executor", executor)
+        assert run(*command) == 2
+        error = capsys.readouterr().err
+        assert "runs on the host executor only: m: ArgMax 'r'" in error
+        assert error.count("\n") == 1
+    assert run("verify", tmp_path / "b", "--io", tmp_path / "p.npz") == 0

@@ -29,6 +29,7 @@ needs_zoo = pytest.mark.skipif(not zoo.ZOO.exists(), reason="no zoo beside the c
 def make_zoo(folder: Path, body: str) -> Path:
     """Make a zoo of one model, whose recorded outputs are those of ONNX Runtime."""
     constants = {"t": table(20), "u": table(4, seed=1), "axis": np.asarray([1], np.int64)}
+    constants["zero"] = np.zeros((), np.float32)
     used = {name: array for name, array in constants.items() if name in body}
     path = write_model(
         folder / "models" / "toy.made.onnx", "(int64[B,3] x) => (float[B,4] y)", body, used
@@ -93,6 +94,33 @@ def test_a_model_that_cannot_be_read_fails_and_the_others_run(
     (folder / "models" / "toy.made.onnx").write_bytes(b"damaged")
     assert zoo.main([str(folder), "--in-process"]) == 1
     assert "toy.made: GraphError: " in capsys.readouterr().out
+
+
+def test_models_for_the_host_alone_are_told_from_failures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = "e = Gather(t, x)\ns = ReduceSum<keepdims=0>(e, axis)\nn = NonZero(s)\n"
+    body += "f = Cast<to=1>(n)\ng = ReduceMax<keepdims=0>(f)\nh = Mul(g, zero)\ny = Add(s, h)"
+    folder = make_zoo(tmp_path, body)
+    command = [str(folder), "--rows", "1,20"]
+    assert zoo.main([*command, "--executor", "reference"]) == 0
+    out = capsys.readouterr().out
+    assert "0 of 1 pass, 1 for the host alone" in out
+    assert "toy.made: host only: toy.made: NonZero" in out
+    assert zoo.main([str(folder), "--in-process"]) == 0
+
+
+def test_random_inputs_are_held_against_the_oracle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(make_zoo(tmp_path, POOLED)), "--executor", "reference", "--rows", "1,20"]
+    assert zoo.main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "random 1" in lines[0]
+    assert "random 20" in lines[0]
+    assert lines[-1] == "1 of 1 pass"
+    with pytest.raises(SystemExit, match="2"):
+        zoo.main([*command[:-1], "1,none"])
 
 
 def test_a_folder_that_is_no_zoo_exits_with_2(
