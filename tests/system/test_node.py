@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -96,10 +97,10 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Running]:
+def running(folder: Path, text: str = CLUSTER) -> Iterator[Running]:
     """Start a cluster, wait until it is ready, and kill what is left of it at the end."""
     port = free_port()
-    (folder / "cluster.toml").write_text(CLUSTER.format(port=port))
+    (folder / "cluster.toml").write_text(text.format(port=port))
     out = folder / "out.txt"
     with out.open("w") as sink:
         process = subprocess.Popen(
@@ -169,6 +170,30 @@ def check_draining_finishes_what_was_taken(cluster: Running) -> None:
     assert isinstance(finished, Pong)
     assert finished.request_id == 1002
     assert cluster.process.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
+def test_nodes_that_share_a_card_are_clients_of_a_daemon_that_ends_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = tmp_path / "bin" / "nvidia-cuda-mps-control"
+    control.parent.mkdir()
+    shutil.copy(ROOT / "tests" / "kernels" / "fake_mps.py", control)
+    monkeypatch.setenv("PATH", f"{control.parent}{os.pathsep}{os.environ['PATH']}")
+    text = CLUSTER.replace("[nodes.worker.actors", "[nodes.worker]\nmps = 40\n[nodes.worker.actors")
+    daemon = tmp_path / "run" / "mps" / "pipe" / "daemon"
+    with running(tmp_path, text) as cluster:
+        assert daemon.exists()
+        environment = {
+            name: Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            for name, pid in cluster.node_pids().items()
+        }
+        assert b"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=40" in environment["worker"]
+        assert f"CUDA_MPS_PIPE_DIRECTORY={daemon.parent}".encode() in environment["worker"]
+        assert not any(each.startswith(b"CUDA_MPS") for each in environment["gateway"])
+        cluster.process.send_signal(signal.SIGTERM)
+        assert cluster.process.wait(PATIENCE_S) == 0
+    assert not daemon.exists()
 
 
 def test_nodes_end_with_their_parent_even_if_it_is_killed(tmp_path: Path) -> None:
