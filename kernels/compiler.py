@@ -1,4 +1,4 @@
-"""A dense graph and a bucket become a program: phases, tiles, text and packed weights."""
+"""A dense graph and a bucket become a program: phases, their kernels' text and packed weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from kernels.errors import GraphError
 from kernels.ir.node import Graph, Lead, Node, Op
 from kernels.ir.reference import flops
 from kernels.passes import expand, optimise
-from kernels.plan.matrix import Matrix
+from kernels.passes.expand import expand_norms
+from kernels.plan.matrix import ELEMENTS, Matrix
 from kernels.plan.pack import Blob
-from kernels.plan.phases import Kind, Phase, plan_phases
+from kernels.plan.phases import SEQUENCES, Kind, Phase, plan_phases
+from kernels.plan.sequence_phase import sequence_launch, unsupported
 from kernels.plan.tile import TileBuilder, TileShape
-from kernels.plan.tile_kernel import TileKernel, assemble, has_streams, launch
+from kernels.plan.tile_kernel import TileKernel, assemble, describe, has_streams, launch
+from kernels.plan.wide_phase import wide_inputs, wide_layer, wide_matrix
 from kernels.program import (
     Bucket,
     Launch,
@@ -28,8 +31,9 @@ from kernels.program import (
     Target,
     leading_dimension,
 )
+from kernels.wide import choose, emit, pack
 
-# Rows up to which a tile is cut so: measured on an H100 with DeepFM and DLRM (GPU_FINDINGS).
+# Rows up to which a tile is cut so: measured on an H100 and an H200 with DeepFM and DLRM.
 _SMALL_ROWS: Final = 64
 _MIDDLE_ROWS: Final = 512
 # Bytes of weights below which a cluster has nothing to split.
@@ -37,6 +41,7 @@ _SPLIT_BYTES: Final = 65_536
 _ALIGNMENT: Final = 256
 # For graphs with so many values a row that a tile of 16 does not fit; without tensor cores.
 _SMALL_TILES: Final = tuple(TileShape(rows, 1) for rows in (8, 4, 2, 1))
+_TILE_INCLUDES: Final = '#include "math.cuh"\n#include "tile.cuh"\n'
 
 
 @attrs.frozen
@@ -67,9 +72,8 @@ def compile_graph(
         GraphError: An op cannot run on the card, or the graph does not fit it; names model, node
             and op.
     """
-    options = options or Options()
     try:
-        return _Compiler(graph, bucket, target, options).program()
+        return _Compiler(graph, bucket, target, options or Options()).program()
     except GraphError as error:
         raise GraphError(f"{graph.model}: {error}") from error
 
@@ -81,7 +85,7 @@ class _Compiler:
     target: Target
     options: Options
     matrices: dict[Node, Matrix] = attrs.field(factory=dict)
-    texts: list[str] = attrs.field(factory=list)
+    sources: list[Source] = attrs.field(factory=list)
     launches: list[Launch] = attrs.field(factory=list)
     weights: Blob = attrs.field(factory=Blob)
     scratch: int = 0
@@ -89,82 +93,149 @@ class _Compiler:
 
     def program(self) -> Program:
         options, bucket = self.options, self.bucket
-        graph = optimise(self.graph, user_once=options.user_once)
-        graph = expand(graph)
-        widths = {name: node.width for name, node in graph.inputs.items()}
+        graph = self._lowered()
         for name, node in graph.inputs.items():
-            role = Role(name)
-            element = "Float32" if options.input_dtype == "float32" else "Fp16"
-            lead = node.lead
-            assert lead is not None
-            self.matrices[node] = Matrix(
-                Pointer(role), lead, node.width, leading_dimension(node.width), element
-            )
-        phases = plan_phases(graph, wide=False, sequences=False)
+            self.matrices[node] = self._input(Role(name), node)
+        phases = plan_phases(
+            graph,
+            wide=options.wide and self._has_halves(),
+            sequences=True,
+            inputs_in_halves=options.input_dtype == options.precision.storage,
+        )
         for index, phase in enumerate(phases):
             self._phase(graph, phase, index)
-        total = flops(graph)
-        inputs = widths.get("user", 0) * bucket.requests + widths.get("candidate", 0) * bucket.rows
-        moved = inputs * np.dtype(options.input_dtype).itemsize + self.weights.size
-        n_outputs = graph.output.width
-        includes = '#include "math.cuh"\n#include "tile.cuh"\n'
+        widths = {name: node.width for name, node in graph.inputs.items()}
+        user, candidate = widths.get("user", 0), widths.get("candidate", 0)
+        dtype = np.dtype(options.input_dtype)
+        inputs = (user * bucket.requests + candidate * bucket.rows) * dtype.itemsize
         return Program(
             bucket=bucket,
             precision=options.precision,
-            input_dtype=np.dtype(options.input_dtype),
-            user_width=widths.get("user", 0),
-            candidate_width=widths.get("candidate", 0),
-            n_outputs=n_outputs,
-            sources=(
-                Source(
-                    f"{graph.model}-{bucket.rows}x{bucket.requests}",
-                    includes + "\n".join(self.texts),
-                    self.target.arch,
-                ),
-            ),
+            input_dtype=dtype,
+            user_width=user,
+            candidate_width=candidate,
+            n_outputs=graph.output.width,
+            sources=tuple(self.sources),
             launches=tuple(self.launches),
             weights=self.weights.bytes(),
             scratch_bytes=self.scratch,
-            flops=int(total.row * bucket.rows + total.request * bucket.requests),
-            bytes_moved=int(moved + bucket.rows * n_outputs * 4),
+            flops=flops(graph).total(bucket.rows, bucket.requests),
+            bytes_moved=inputs + self.weights.size + bucket.rows * graph.output.width * 4,
             notes=tuple(self.notes),
         )
+
+    def _has_halves(self) -> bool:
+        return self.options.precision is not Precision.FP32
+
+    def _lowered(self) -> Graph:
+        """Return the graph as the planner takes it: what has no kernel is written out."""
+        graph = optimise(self.graph, user_once=self.options.user_once)
+        sequences = [node for node in graph.nodes() if node.op in SEQUENCES]
+        precision = self.options.precision
+        if not self._has_halves() or any(unsupported(node, precision) for node in sequences):
+            return expand(graph)
+        return expand_norms(graph)
 
     def _rows(self, lead: Lead) -> int:
         return self.bucket.rows if lead is Lead.ROWS else self.bucket.requests
 
-    def _phase(self, graph: Graph, phase: Phase, index: int) -> None:
-        targets: dict[Node, Matrix] = {}
-        for output in phase.outputs:
-            if output is graph.output:
-                pointer = Pointer(Role.SCORES)
-                targets[output] = Matrix(pointer, Lead.ROWS, output.width, output.width, "Float32")
-            else:
-                targets[output] = self._scratch(output)
-        if phase.kind is Kind.TILE:
-            self._tile(phase, index, targets)
-        self.matrices.update({n: m for n, m in targets.items() if n is not graph.output})
+    def _input(self, role: Role, node: Node) -> Matrix:
+        assert node.lead is not None
+        element = "Float32" if self.options.input_dtype == "float32" else "Fp16"
+        ld = leading_dimension(node.width)
+        return Matrix(Pointer(role), node.lead, node.width, ld, element)
 
     def _scratch(self, node: Node) -> Matrix:
         lead = node.lead
         assert lead is not None
-        element = {Precision.FP16: "Fp16", Precision.BF16: "Bf16", Precision.FP32: "Float32"}[
-            self.options.precision
-        ]
         ld = leading_dimension(node.width)
+        element = ELEMENTS[self.options.precision]
         matrix = Matrix(Pointer(Role.SCRATCH, self.scratch), lead, node.width, ld, element)
         size = matrix.row_bytes * self._rows(lead)
         self.scratch += -(-size // _ALIGNMENT) * _ALIGNMENT
         return matrix
 
+    def _phase(self, graph: Graph, phase: Phase, index: int) -> None:
+        targets: dict[Node, Matrix] = {}
+        for output in phase.outputs:
+            if output is graph.output:
+                n = output.width
+                targets[output] = Matrix(Pointer(Role.SCORES), Lead.ROWS, n, n, "Float32")
+            else:
+                targets[output] = self._scratch(output)
+        if phase.kind is Kind.TILE:
+            self._tile(phase, index, targets)
+        elif phase.kind is Kind.WIDE:
+            self._wide(phase, index, targets[phase.outputs[0]])
+        else:
+            self._sequence(phase, index, targets[phase.outputs[0]])
+        self.matrices.update({n: m for n, m in targets.items() if n is not graph.output})
+
     def _tile(self, phase: Phase, index: int, targets: Mapping[Node, Matrix]) -> None:
-        dependent = index > 0 and has_streams(self.target)
+        dependent = self._is_dependent(index)
         kernel = self._assembled(phase, f"phase{index}", targets, dependent=dependent)
-        self.texts.append(kernel.text)
+        source = self._source(_TILE_INCLUDES + kernel.text)
         at = self.weights.add(kernel.blob.bytes())
         rows = self._rows(phase.lead)
-        self.launches.append(launch(kernel, 0, rows, at, dependent=dependent))
-        self.notes += _describe(kernel, self.launches[-1])
+        self.launches.append(launch(kernel, source, rows, at, dependent=dependent))
+        self.notes += describe(kernel, self.launches[-1])
+
+    def _wide(self, phase: Phase, index: int, target: Matrix) -> None:
+        layer, precision = wide_layer(phase, self._rows(phase.lead)), self.options.precision
+        config = choose(layer, self.target)
+        kernel = emit(layer, config, f"phase{index}", precision)
+        weight, bias = (node.array.astype(np.float32) for node in phase.chain[0].sources[-2:])
+        inputs, staged = wide_inputs(phase, self.matrices)
+        made = kernel.launch(
+            self._source(kernel.text),
+            counts=self._counts(phase.lead),
+            weights=Pointer(Role.WEIGHTS, self.weights.add(pack(layer, weight, bias, precision))),
+            output=wide_matrix(target),
+            inputs=inputs,
+            staged=staged,
+            dependent=self._is_dependent(index),
+        )
+        self.launches.append(made)
+        epilogue = ", ".join(node.op for node in phase.chain[1:])
+        self.notes += [
+            f"phase{index}: {made.grid[0]} blocks of {made.block} threads, {config}",
+            f"  wide linear {layer.groups} x {layer.k} -> {layer.n} {epilogue}",
+        ]
+
+    def _sequence(self, phase: Phase, index: int, target: Matrix) -> None:
+        precision, rows = self.options.precision, self._rows(phase.lead)
+        made = sequence_launch(
+            phase, f"phase{index}", precision, self.target, rows, self.matrices, target
+        )
+        self.launches.append(
+            made.launch(
+                self._source(made.text),
+                counts=self._counts(phase.lead),
+                weights=Pointer(Role.WEIGHTS, self.weights.add(made.weights)),
+                dependent=self._is_dependent(index),
+            )
+        )
+        last = self.launches[-1]
+        self.notes += [
+            f"phase{index}: {last.grid[0]} blocks of {last.block} threads",
+            f"  {phase.kind}",
+        ]
+
+    def _source(self, text: str) -> int:
+        """Add a module, unless one of the same text is there; return its index."""
+        for index, source in enumerate(self.sources):
+            if source.text == text:
+                return index
+        bucket = self.bucket
+        name = f"{self.graph.model}-{bucket.rows}x{bucket.requests}-{len(self.sources)}"
+        self.sources.append(Source(name, text, self.target.arch))
+        return len(self.sources) - 1
+
+    def _counts(self, lead: Lead) -> Pointer:
+        return Pointer(Role.COUNTS, 0 if lead is Lead.ROWS else 4)
+
+    def _is_dependent(self, index: int) -> bool:
+        return index > 0 and has_streams(self.target)
 
     def _assembled(
         self, phase: Phase, entry: str, targets: Mapping[Node, Matrix], *, dependent: bool
@@ -177,55 +248,35 @@ class _Compiler:
             kernel = assemble(builder, entry, self.target, dependent=dependent)
             if kernel is not None:
                 return kernel
+        output = phase.outputs[0]
         raise GraphError(
-            f"node {phase.outputs[0].name!r}, op {phase.outputs[0].op}: what leads to it does not "
-            "fit shared memory; the host executor can run this model"
+            f"node {output.name!r}, op {output.op}: what leads to it does not fit shared memory; "
+            "the host executor can run this model"
         )
 
     def _shapes(self, phase: Phase) -> Sequence[TileShape]:
         """Return cuts to try, best first."""
         if self.options.tile is not None:
             return [self.options.tile]
-        if self.options.precision is Precision.FP32:
+        if not self._has_halves():
             return [TileShape(16, 1), *_SMALL_TILES]
         rows = self._rows(phase.lead)
+        large = [TileShape(32, 1)] if rows > _MIDDLE_ROWS else []
         if not has_streams(self.target):
-            return (
-                [TileShape(16, 1)] if rows <= _MIDDLE_ROWS else [TileShape(32, 1), TileShape(16, 1)]
-            )
-        weights = sum(
-            node.sources[-2].width * 2
-            for node in _computed(phase, self.matrices)
-            if node.op is Op.LINEAR
-        )
-        if weights < _SPLIT_BYTES:
+            return [*large, TileShape(16, 1), *_SMALL_TILES]
+        if large or self._streamed_bytes(phase) < _SPLIT_BYTES:
             clusters = [1]
-        elif rows <= _SMALL_ROWS:
-            clusters = [8, 4, 2, 1]
         else:
-            clusters = [2, 1]
-        narrow = [TileShape(16, cluster) for cluster in clusters]
-        if rows > _MIDDLE_ROWS:
-            narrow = [TileShape(32, 1), *narrow[-1:]]
-        return [*narrow, *_SMALL_TILES]
+            clusters = [8, 4, 2, 1] if rows <= _SMALL_ROWS else [2, 1]
+        return [*large, *(TileShape(16, cluster) for cluster in clusters), *_SMALL_TILES]
 
-
-def _computed(phase: Phase, matrices: Mapping[Node, Matrix]) -> list[Node]:
-    found: dict[Node, None] = {}
-    stack = list(phase.outputs)
-    while stack:
-        node = stack.pop()
-        if node not in found and node not in matrices and node.lead is phase.lead:
-            found[node] = None
-            stack.extend(node.sources)
-    return list(found)
-
-
-def _describe(kernel: TileKernel, made: Launch) -> list[str]:
-    shape, layout = kernel.builder.shape, kernel.layout
-    head = (
-        f"{kernel.entry}: {made.grid[0]} blocks of {made.block} threads, tiles of {shape.rows} rows, "
-        f"clusters of {shape.cluster}, {layout.total} bytes of shared memory "
-        f"({layout.n_stages} stages of {layout.stage_bytes}), {kernel.barriers} barriers"
-    )
-    return [head, *(f"  {step.title}" for step in kernel.steps)]
+    def _streamed_bytes(self, phase: Phase) -> int:
+        """Return the bytes of weights of the Linears that a tile phase computes."""
+        found: dict[Node, None] = {}
+        stack = list(phase.outputs)
+        while stack:
+            node = stack.pop()
+            if node not in found and node not in self.matrices and node.lead is phase.lead:
+                found[node] = None
+                stack.extend(node.sources)
+        return sum(2 * node.sources[-2].width for node in found if node.op is Op.LINEAR)

@@ -21,6 +21,11 @@ class Precision(enum.StrEnum):
     BF16 = "bf16"
     FP32 = "fp32"
 
+    @property
+    def storage(self) -> str:
+        """The dtype of stored elements; numpy has none of bf16's name."""
+        return {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}[self.value]
+
 
 @attrs.frozen
 class Target:

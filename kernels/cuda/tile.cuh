@@ -84,10 +84,16 @@ template <> struct Element<Float32> { static constexpr int BYTES = 4; static DEV
 template <class E, int LD> DEVICE float load_matrix(const u8* matrix, int row, int column) {
   return Element<E>::read(matrix + ((u64)row * LD + column) * Element<E>::BYTES);
 }
+template <class A, class B> struct Same { static constexpr bool VALUE = false; };
+template <class A> struct Same<A, A> { static constexpr bool VALUE = true; };
 // 8 columns from a 16-byte aligned place, as halves.
 template <class T, class E> DEVICE U32x4 load_eight(const u8* p) {
-  if constexpr (Element<E>::BYTES == 2) return load_global_u32x4(p);
-  else {
+  if constexpr (Same<T, E>::VALUE) return load_global_u32x4(p);
+  else if constexpr (Element<E>::BYTES == 2) {
+    const u16* h = (const u16*)p;
+    return U32x4{T::pack2(E::unpack(h[0]), E::unpack(h[1])), T::pack2(E::unpack(h[2]), E::unpack(h[3])),
+                 T::pack2(E::unpack(h[4]), E::unpack(h[5])), T::pack2(E::unpack(h[6]), E::unpack(h[7]))};
+  } else {
     U32x4 a = load_global_u32x4(p), b = load_global_u32x4(p + 16), v;
     v.x = T::pack2(__uint_as_float(a.x), __uint_as_float(a.y)); v.y = T::pack2(__uint_as_float(a.z), __uint_as_float(a.w));
     v.z = T::pack2(__uint_as_float(b.x), __uint_as_float(b.y)); v.w = T::pack2(__uint_as_float(b.z), __uint_as_float(b.w));
@@ -150,6 +156,27 @@ template <class Cfg, class E, int WIDTH, int LD, class F> DEVICE void map_matrix
     const float v = f(r, c);
     u8* to = matrix + ((u64)(tile.row0 + r) * LD + column + c) * Element<E>::BYTES;
     if constexpr (Element<E>::BYTES == 4) *(float*)to = v; else *(u16*)to = (u16)E::pack2(v, 0.f);
+  }
+}
+// Columns of one matrix become columns of another, of halves; all places are multiples of 16 bytes.
+template <class Cfg, class E, int WIDTH, int LD_FROM, int LD_TO, class Row>
+DEVICE void copy_columns(const Tile<Cfg>& tile, u8* to, int to_column, const u8* from, int from_column, Row row) {
+  constexpr int ROWS = ceil_div(Cfg::R, Cfg::C), CHUNKS = WIDTH / 8;
+#pragma unroll 4
+  for (int i = tile.warp * 32 + tile.lane; i < ROWS * CHUNKS; i += Cfg::NW * 32) {
+    const int r = (int)tile.rank * ROWS + i / CHUNKS, c = i % CHUNKS * 8;
+    if (r >= Cfg::R || tile.row0 + r >= tile.n_rows) continue;
+    const U32x4 v = load_eight<typename Cfg::T, E>(from + ((u64)row(r) * LD_FROM + from_column + c) * Element<E>::BYTES);
+    store_global_u32x4(to + ((u64)(tile.row0 + r) * LD_TO + to_column + c) * 2, v);
+  }
+}
+// A value of halves becomes columns of a matrix of halves.
+template <class Cfg, int WIDTH, int LD> DEVICE void store_columns(const Tile<Cfg>& tile, u8* to, int column, u32 value) {
+  constexpr int ROWS = ceil_div(Cfg::R, Cfg::C), CHUNKS = WIDTH / 8;
+  for (int i = tile.warp * 32 + tile.lane; i < ROWS * CHUNKS; i += Cfg::NW * 32) {
+    const int r = (int)tile.rank * ROWS + i / CHUNKS, chunk = i % CHUNKS;
+    if (r >= Cfg::R || tile.row0 + r >= tile.n_rows) continue;
+    store_global_u32x4(to + ((u64)(tile.row0 + r) * LD + column + chunk * 8) * 2, load_shared_u32x4(value + (chunk * Cfg::R + r) * 16));
   }
 }
 // As map_float, of sums (or maxima ...): f(r, c, k) for k < COUNT is folded by `fold`, from `first`; LANES threads share one

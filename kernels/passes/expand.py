@@ -22,6 +22,11 @@ def expand(graph: Graph) -> Graph:
     return rewrite(rewrite(graph, by_op(_COMPOSITES)), by_op(_NORMS))
 
 
+def expand_norms(graph: Graph) -> Graph:
+    """Return the graph without LAYER_NORM."""
+    return rewrite(graph, by_op(_NORMS))
+
+
 def _layer_norm(node: Node, _: Uses) -> Node:
     x, gain, offset = node.sources
     last, epsilon = len(node.shape) - 1, node.arg

@@ -23,6 +23,10 @@ from kernels.plan.expression import ELEMENTWISE, MOVEMENT
 WIDE_BYTES: Final = 1_200_000
 # Columns; where a 16-byte access may begin in rows of 16-bit elements.
 ALIGNED_COLUMNS: Final = 8
+# Matrices that a wide Linear's epilogue may read; each takes shared memory from the ring.
+MOST_STAGED: Final = 2
+# Which source of TARGET_ATTENTION is the mask.
+_MASK: Final = 2
 
 
 class Kind(enum.StrEnum):
@@ -34,7 +38,7 @@ class Kind(enum.StrEnum):
     ENCODER = "encoder"
 
 
-_SEQUENCES: Final = {Op.TARGET_ATTENTION: Kind.ATTENTION, Op.ENCODER: Kind.ENCODER}
+SEQUENCES: Final = {Op.TARGET_ATTENTION: Kind.ATTENTION, Op.ENCODER: Kind.ENCODER}
 
 
 @attrs.frozen(eq=False)
@@ -62,24 +66,29 @@ class MatrixView:
     column: int
 
 
-def plan_phases(graph: Graph, *, wide: bool, sequences: bool) -> list[Phase]:
+def plan_phases(
+    graph: Graph, *, wide: bool, sequences: bool, inputs_in_halves: bool = True
+) -> list[Phase]:
     """Cut a graph into phases, in the order in which they run.
 
     Args:
         wide: Whether large Linears get launches of their own.
         sequences: The same of sequence programs; without, the graph must hold none.
+        inputs_in_halves: Whether wide Linears can read the inputs where they lie.
     """
     nodes = list(graph.nodes())
     kinds: dict[Node, Kind] = {}
     for node in nodes:
-        if sequences and node.op in _SEQUENCES:
-            kinds[node] = _SEQUENCES[node.op]
+        if sequences and node.op in SEQUENCES:
+            kinds[node] = SEQUENCES[node.op]
         elif wide and is_wide(node):
             kinds[node] = Kind.WIDE
     shared = dict.fromkeys(node.sources[0] for node in nodes if node.op is Op.TO_ROWS)
     roots = [each for each in shared if not is_view_of_input(each)]
-    phases = _Chain(graph, Lead.REQUESTS, kinds, roots).phases() if roots else []
-    return phases + _Chain(graph, Lead.ROWS, kinds, [graph.output]).phases()
+    phases = []
+    if roots:
+        phases += _Chain(graph, Lead.REQUESTS, kinds, roots, inputs_in_halves).phases()
+    return phases + _Chain(graph, Lead.ROWS, kinds, [graph.output], inputs_in_halves).phases()
 
 
 def is_wide(node: Node) -> bool:
@@ -96,6 +105,42 @@ def is_view_of_input(node: Node) -> bool:
     if node.op is Op.INPUT:
         return True
     return node.op in MOVEMENT and all(is_view_of_input(each) for each in node.sources)
+
+
+def is_uniform(node: Node) -> bool:
+    """Whether a value is a constant of equal elements."""
+    return node.op is Op.CONST and len(set(node.array.ravel().tolist())) == 1
+
+
+def staged_by(chain: Sequence[Node]) -> tuple[Node, ...]:
+    """Return what an epilogue reads besides the sums and uniform constants, each once."""
+    found = (source for node in chain[1:] for source in node.sources)
+    return tuple(dict.fromkeys(s for s in found if s not in chain and not is_uniform(s)))
+
+
+def tested(mask: Node) -> Node:
+    """Return the value that a mask tests by elementwise ops alone, or the mask itself."""
+    leaves: dict[Node, None] = {}
+
+    def visit(node: Node) -> None:
+        if node.op in ELEMENTWISE and node.shape == mask.shape:
+            for source in node.sources:
+                visit(source)
+        elif not is_uniform(node):
+            leaves[node] = None
+
+    visit(mask)
+    only = next(iter(leaves)) if len(leaves) == 1 else mask
+    return only if only.shape == mask.shape and located_base(only) is not None else mask
+
+
+def located_base(node: Node) -> Node | None:
+    """Return the value in memory whose consecutive columns ``node`` is, maybe of a request's row."""
+    while node.op in (Op.TO_ROWS, Op.RESHAPE, Op.SLICE):
+        if node.op is Op.SLICE and consecutive_start(node) is None:
+            return None
+        node = node.sources[0]
+    return None if node.op in MOVEMENT else node
 
 
 def matrix_view(node: Node) -> MatrixView | None:
@@ -133,6 +178,7 @@ class _Chain:
     lead: Lead
     kinds: Mapping[Node, Kind]
     roots: Sequence[Node]
+    inputs_in_halves: bool
     readers: dict[Node, list[Node]] = attrs.field(factory=dict)
     chains: dict[Node, tuple[Node, ...]] = attrs.field(factory=dict)
     stage: dict[Node, int] = attrs.field(factory=dict)
@@ -177,27 +223,33 @@ class _Chain:
 
     def _with_epilogue(self, core: Node) -> tuple[Node, ...]:
         """Follow the only readers that are elementwise over values that lie in memory by then."""
-        chain = [core]
+        chain, staged = [core], set[Node]()
         while self.kinds[core] is Kind.WIDE and chain[-1] not in self.roots:
             readers = self.readers.get(chain[-1], [])
-            if len(readers) != 1 or not self._is_epilogue(readers[0], chain[-1]):
+            if len(readers) != 1 or not self._is_epilogue(readers[0], chain[-1], core):
                 break
-            if readers[0] is self.graph.output:  # its floats are for tiles to write
-                break
+            staged.update(staged_by((*chain, readers[0])))
+            if len(staged) > MOST_STAGED or readers[0] is self.graph.output:
+                break  # the output's floats are for tiles to write
             chain.append(readers[0])
         return tuple(chain)
 
-    def _is_epilogue(self, node: Node, end: Node) -> bool:
+    def _is_epilogue(self, node: Node, end: Node, core: Node) -> bool:
         if node.op not in ELEMENTWISE or node.shape != end.shape or node in self.kinds:
             return False
-        return all(each is end or self._is_stored_before(each, end) for each in node.sources)
+        return all(
+            each is end
+            or is_uniform(each)
+            or (each.shape == end.shape and self._is_ready_before(each, core))
+            for each in node.sources
+        )
 
-    def _is_stored_before(self, node: Node, end: Node) -> bool:
-        """Whether a value can lie in memory without waiting for anything that ``end`` does not."""
+    def _is_ready_before(self, node: Node, core: Node) -> bool:
+        """Whether a value can lie in memory without waiting for anything that ``core`` does not."""
         if node.op in (Op.INPUT, Op.CONST):
             return True
-        return node in set(topological([end])) or (
-            node.op in MOVEMENT and all(self._is_stored_before(each, end) for each in node.sources)
+        return node in set(topological(core.sources)) or (
+            node.op in MOVEMENT and all(self._is_ready_before(each, core) for each in node.sources)
         )
 
     def _assign_stages(self, members: Sequence[Node]) -> None:
@@ -218,19 +270,27 @@ class _Chain:
 
     def _store_sources(self, end: Node, at: int) -> None:
         """Let the kernel that ends with ``end`` find what it reads."""
-        core, *epilogue = self.chains[end]
-        for source in core.sources:
-            if source.lead is not self.lead or source.op is Op.INPUT:
+        chain = self.chains[end]
+        core, kind = chain[0], self.kinds[chain[0]]
+        for index, source in enumerate((*core.sources, *staged_by(chain))):
+            if source.lead is not self.lead or source in self.stored:
                 continue
-            view = aligned_view(source)
-            if view is None:
+            if kind is Kind.ATTENTION and index == _MASK:
+                source = tested(source)  # noqa: PLW2901 - what the kernel reads instead
+            base = self._readable_base(source, kind)
+            if base is None:
                 self._store(source)
-            elif view.base.op is not Op.INPUT:
-                self._store(view.base)
-        for node in epilogue:
-            for source in node.sources:
-                if source not in self.chains[end]:
-                    self._want(source, at)
+            elif base.op is not Op.INPUT and base.lead is self.lead:
+                self._store(base)
+
+    def _readable_base(self, source: Node, kind: Kind) -> Node | None:
+        """Return the value whose matrix a kernel can read ``source`` from, or None."""
+        if kind is not Kind.WIDE:
+            return located_base(source)
+        view = aligned_view(source)
+        if view is None or (view.base.op is Op.INPUT and not self.inputs_in_halves):
+            return None
+        return view.base
 
     def _want(self, node: Node, at: int) -> None:
         """Let stage ``at`` read ``node``: computed by it, or from what earlier ones store."""

@@ -21,10 +21,10 @@ from kernels.plan.expression import (
     literal,
 )
 from kernels.plan.index import Index, add, mul, unflat
-from kernels.plan.matrix import Matrix
+from kernels.plan.matrix import Matrix, located
 from kernels.plan.pack import F32, Blob, rank_columns
 from kernels.plan.pairs import PairDots, match_pair_dots
-from kernels.plan.phases import Phase, aligned_view, consecutive_start, matrix_view
+from kernels.plan.phases import Phase, aligned_view, matrix_view
 from kernels.plan.steps import Constants, Step, Stream, Value
 from kernels.program import Precision, Role
 
@@ -117,6 +117,9 @@ class TileBuilder:
             if found is not None:
                 self._pairs[node] = found
         self._load_blocks(nodes)
+        for output in self.phase.outputs:
+            if self.targets[output].element_bytes == 2 and self._has_fragments():
+                self._wants_halves.update(_pieces(output))
         for output in self.phase.outputs:
             self._write(output)
 
@@ -315,14 +318,45 @@ class TileBuilder:
 
     def _write(self, output: Node) -> None:
         """Write an output of the phase to its matrix."""
-        target = self.targets[output]
-        self._place(output)
-        function = self._function(output, "int r, int c", unflat("c", output.dims))
+        target, column = self.targets[output], 0
+        for piece in _pieces(output):
+            self._write_piece(piece, target, column)
+            column += piece.width
+
+    def _write_piece(self, piece: Node, target: Matrix, column: int) -> None:
+        """Write columns of a matrix; whole chunks where both sides allow it."""
+        found = located(piece, self.matrices)
+        whole = self._has_fragments() and not (column % 8 or piece.width % 8)
+        whole = whole and target.element_bytes == 2 and target.row_bytes % 16 == 0
+        to = f"{self.parameter(target)}, {column}"
+        if whole and found is not None and _is_aligned(found.matrix, found.first):
+            source = found.matrix
+            self._fetch(source, "request(r)" if found.requests else "r")
+            row = self.row_of(source, "request(r)" if found.requests else "r")
+            text = (
+                f"copy_columns<Cfg, {source.element}, {piece.width}, {source.ld}, {target.ld}>"
+                f"(tile, {to}, {self.parameter(source)}, {found.first}, "
+                f"[&](int r) {{ return {row}; }});"
+            )
+            self._add(Step(f"copy {piece.width} columns", lambda: text))
+            return
+        self._place(piece)
+        view = aligned_view(piece)
+        held = None if view is None else self._halves.get(view.base)
+        if whole and held is not None and view is not None:
+            first = view.column // 8
+            text = (
+                f"store_columns<Cfg, {piece.width}, {target.ld}>"
+                f"(tile, {to}, {held.name} + {first} * Cfg::R * 16);"
+            )
+            self._add(Step(f"write {piece.width} columns", lambda: text, (held,)))
+            return
+        function = self._function(piece, "int r, int c", unflat("c", piece.dims))
         text = (
-            f"map_matrix<Cfg, {target.element}, {output.width}, {target.ld}>"
-            f"(tile, {self.parameter(target)}, 0, {function});"
+            f"map_matrix<Cfg, {target.element}, {piece.width}, {target.ld}>"
+            f"(tile, {to}, {function});"
         )
-        self._add(Step(f"write {output.name}", lambda: text, tuple(self._touched)))
+        self._add(Step(f"write {piece.name}", lambda: text, tuple(self._touched)))
 
     def _map(self, node: Node) -> None:
         halves = node in self._wants_halves and self._has_fragments()
@@ -601,26 +635,14 @@ class TileBuilder:
 
     def _located(self, node: Node) -> tuple[Matrix, int, bool] | None:
         """Find consecutive columns of a matrix in global memory, maybe of requests."""
-        requests, column = False, 0
-        while node not in self.matrices:
-            if node.op is Op.TO_ROWS:
-                requests = True
-            elif node.op is Op.SLICE:
-                skipped = consecutive_start(node)
-                if skipped is None:
-                    return None
-                column += skipped
-            elif node.op is not Op.RESHAPE:
-                return None
-            node = node.sources[0]
-        return self.matrices[node], column, requests
+        found = located(node, self.matrices)
+        return None if found is None else (found.matrix, found.first, found.requests)
 
     def _load(self, source: Node, matrix: Matrix, column: int, *, requests: bool) -> Value:
         value = self.value(source.width, halves=True)
         self._halves[source] = value
         row = self.row_of(matrix, "request(r)" if requests else "r")
-        step_bytes = matrix.element_bytes
-        aligned = not (column * step_bytes % 16 or matrix.row_bytes % 16)
+        aligned = _is_aligned(matrix, column)
         name = self.parameter(matrix)
 
         def text() -> str:
@@ -775,3 +797,22 @@ class TileBuilder:
 
 def _as_type(dtype: DType, text: str) -> str:
     return text if dtype is DType.FLOAT else f"(int){text}"
+
+
+def _pieces(node: Node) -> tuple[Node, ...]:
+    """Return the values that lie one after the other in a value's row."""
+    if node.op is Op.RESHAPE:
+        return _pieces(node.sources[0])
+    if node.op is Op.CONCAT and math.prod(node.dims[: _axis(node)]) == 1:
+        return tuple(piece for source in node.sources for piece in _pieces(source))
+    return (node,)
+
+
+def _axis(node: Node) -> int:
+    assert isinstance(node.arg, int)
+    return node.arg - 1
+
+
+def _is_aligned(matrix: Matrix, column: int) -> bool:
+    """Whether 16-byte accesses may begin at a column of every row."""
+    return not (column * matrix.element_bytes % 16 or matrix.row_bytes % 16)

@@ -207,8 +207,10 @@ def _text(
 
 def _producer(builder: TileBuilder, steps: Sequence[Step], stride: int, size: int) -> list[str]:
     lines = ["if (tile.warp == Cfg::NW) {", "tile.meet_producer();"]
-    for matrix in builder.fetched:
-        lines.append(f"prefetch_rows<{matrix.row_bytes}>(tile, {builder.parameters[matrix]});")
+    lines += [
+        f"prefetch_rows<{matrix.row_bytes}>(tile, {builder.parameters[matrix]});"
+        for matrix in builder.fetched
+    ]
     lines.append("if (tile.lane == 0) {")
     if size:
         lines += [
@@ -271,3 +273,15 @@ def _meeting(*, stream: bool, size: int) -> list[str]:
         "store_shared_u32(constants + i * 4, ((const u32*)weights)[i]);",
         "tile.sync();",
     ]
+
+
+def describe(kernel: TileKernel, made: Launch) -> list[str]:
+    """Return lines that say how a kernel is cut and what it does."""
+    shape, layout = kernel.builder.shape, kernel.layout
+    head = (
+        f"{kernel.entry}: {made.grid[0]} blocks of {made.block} threads, "
+        f"tiles of {shape.rows} rows, clusters of {shape.cluster}, "
+        f"{layout.total} bytes of shared memory ({layout.n_stages} stages of "
+        f"{layout.stage_bytes}), {kernel.barriers} barriers"
+    )
+    return [head, *(f"  {step.title}" for step in kernel.steps)]
