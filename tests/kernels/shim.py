@@ -132,6 +132,7 @@ class Module:
         *,
         seed: int = 0,
         resident: int = 1,
+        races: bool = False,
         timeout_s: int | None = None,
     ) -> int:
         """Run a grid to its end; arrays are read and written in place.
@@ -149,6 +150,8 @@ class Module:
                 a float, a numpy scalar or bytes for just that.
             seed: Of the order in which threads run and copies complete; 0 runs them in turn.
             resident: Clusters that run at the same time.
+            races: Whether to look for accesses to shared memory, through ptx.cuh's functions, that
+                no barrier orders, and for copies without a proxy fence. Some ten times slower.
             timeout_s: A kernel that takes longer fails; by default after TIMEOUT_S.
 
         Returns:
@@ -179,6 +182,7 @@ class Module:
                     ctypes.c_uint64(seed),
                     ctypes.c_uint32(resident),
                     ctypes.c_uint32(timeout_s or TIMEOUT_S),
+                    ctypes.c_uint32(races),
                 )
                 message = ctypes.string_at(self.library.tb_message()).decode(errors="replace")
             memory.bring_back()

@@ -26,12 +26,18 @@ class Batch:
 
 
 def run_program(
-    program: Program, batch: Batch, *, seed: int = 0, sanitize: bool = False, optimize: int = 1
+    program: Program,
+    batch: Batch,
+    *,
+    seed: int = 0,
+    races: bool = False,
+    sanitize: bool = False,
+    optimize: int = 1,
 ) -> NDArray[np.float32]:
     """Return the scores ``[rows, n_outputs]`` of a batch, which may be smaller than the bucket.
 
     Buffers have the bucket's sizes; what no row of the batch fills is NaN, and so are scores and
-    scratch before they are written.
+    scratch before they are written. The keywords are those of ``shim.build`` and ``launch``.
 
     Raises:
         ShimError: A kernel broke a rule.
@@ -72,6 +78,7 @@ def run_program(
             launch.shared_bytes,
             arguments,
             seed=seed,
+            races=races,
         )
     return scores[:rows]
 

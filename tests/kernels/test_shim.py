@@ -25,7 +25,14 @@ ROW_TILE = shim.ENGINE / "row_tile.cuh"
 INCLUDE = '#include "ptx.cuh"\n'
 
 
-def run(body: str, *arrays: NDArray[Any], block: int = 64, cluster: int = 1, seed: int = 0) -> None:
+def run(
+    body: str,
+    *arrays: NDArray[Any],
+    block: int = 64,
+    cluster: int = 1,
+    seed: int = 0,
+    races: bool = False,
+) -> None:
     """Run a kernel with one cluster. `base` is its shared memory, `t` the thread; args: x and y."""
     names = ("x", "y")[: len(arrays)]
     parameters = ", ".join(f"float* {name}" for name in names)
@@ -34,7 +41,7 @@ def run(body: str, *arrays: NDArray[Any], block: int = 64, cluster: int = 1, see
         "DYNAMIC_SHARED(shared); const u32 base = shared_address(shared);\n"
         f"const int t = threadIdx.x;\n{body}\n}}"
     )
-    module.launch("k", cluster, block, cluster, 4096, arrays, seed=seed)
+    module.launch("k", cluster, block, cluster, 4096, arrays, seed=seed, races=races)
 
 
 def samples() -> shim.Module:
@@ -85,7 +92,8 @@ def test_a_matrix_product_through_ldmatrix_and_mma(entry: str, transposed: bool)
         bits[1] = np.ascontiguousarray(bits[1].T)
         entry += "_transposed"
     c = np.empty((m, n), np.float32)
-    samples().launch(entry, (m // 16, n // 16), 32, 1, 64 * k, [*bits, c, n, k], seed=1)
+    grid = (m // 16, n // 16)
+    samples().launch(entry, grid, 32, 1, 64 * k, [*bits, c, n, k], seed=1, races=True)
     np.testing.assert_allclose(c, a.astype(np.float64) @ b.T.astype(np.float64), atol=1e-4)
 
 
@@ -144,7 +152,7 @@ def packed(w: Halves) -> Halves:
     return np.ascontiguousarray(blocks[:, k, :, :, (lane // 4)[:, None]].transpose(3, 2, 4, 0, 1))
 
 
-def run_row_tile(seed: int, mistake: str | None = None) -> float:
+def run_row_tile(seed: int, mistake: str | None = None, *, races: bool = False) -> float:
     """Return the largest error of two layers."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((2 * R, N)).astype(np.float16)
@@ -152,7 +160,9 @@ def run_row_tile(seed: int, mistake: str | None = None) -> float:
     weights = np.stack([packed(w) for w in layers])
     y = np.full_like(x, np.nan)
     module = shim.build(ROW_TILE.read_text(), defines={mistake: 1} if mistake else None)
-    module.launch("tile", 2 * C, 96, C, 128 + 6 * R * N + 2 * 4 * 512, [x, weights, y], seed=seed)
+    shared_bytes = 128 + 6 * R * N + 2 * 4 * 512
+    args = [x, weights, y]
+    module.launch("tile", 2 * C, 96, C, shared_bytes, args, seed=seed, races=races)
     expected = x.astype(np.float64)
     for w in layers:
         expected = np.maximum(expected @ w.astype(np.float64), 0)
@@ -160,8 +170,9 @@ def run_row_tile(seed: int, mistake: str | None = None) -> float:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_row_tile_in_a_cluster(seed: int) -> None:
-    assert run_row_tile(seed) < 4e-3
+@pytest.mark.parametrize("races", [False, True])
+def test_a_row_tile_in_a_cluster(seed: int, races: bool) -> None:
+    assert run_row_tile(seed, races=races) < 4e-3
 
 
 @pytest.mark.parametrize(
@@ -178,6 +189,21 @@ def test_a_row_tile_that_leaves_out_one_wait_is_found_out(mistake: str) -> None:
     assert found >= 3
 
 
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("NO_FULL_WAIT", "reads byte .* not ordered after a copy to rank"),
+        ("EARLY_RELEASE", "copies to byte .* not ordered after .* which reads it"),
+        ("NO_WARP_SYNC", "copies from byte .* not ordered after .* which wrote it"),
+        ("NO_GATHER_WAIT", "reads byte .* not ordered after a copy to rank"),
+        ("NO_FENCE", "copies from byte .* with no fence_async_shared since"),
+    ],
+)
+def test_a_race_in_a_row_tile_is_reported_without_luck(mistake: str, message: str) -> None:
+    with pytest.raises(ShimError, match=message):
+        run_row_tile(0, mistake, races=True)
+
+
 # ---- mistakes
 
 START = "const u32 bar = base + 8 * t; mbarrier_init(bar, 1);"
@@ -191,6 +217,36 @@ def test_a_missing_barrier_changes_the_result_with_some_seed() -> None:
         run(body, y, seed=seed)
         wrong += not np.array_equal(y, np.arange(64)[::-1])
     assert wrong
+
+
+@pytest.mark.parametrize(
+    ("between", "races"),
+    [
+        ("", True),
+        ("__syncwarp();", True),
+        ("__syncthreads();", False),
+        ("named_barrier(3, 64);", False),
+        ("cluster_sync();", False),
+        ("if (t < 32) named_barrier_arrive(3, 64); else named_barrier(3, 64);", True),
+        ("warp_sum(1.f);", True),
+        ("if (!t) mbarrier_arrive(bar); mbarrier_wait(bar, 0);", True),
+        ("__syncwarp(); if (!(t % 32)) mbarrier_arrive(bar + 8); mbarrier_wait(bar + 8, 0);", False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_what_orders_accesses_and_what_does_not(between: str, races: bool, seed: int) -> None:
+    body = (
+        "const u32 bar = base + 1024; if (!t) { mbarrier_init(bar, 1); mbarrier_init(bar + 8, 2); }"
+        "__syncthreads(); store_shared_f32(base + 4 * t, t);\n"
+        f"{between}\nx[t] = load_shared_f32(base + 4 * (63 - t));"
+    )
+    y = np.zeros(64, np.float32)
+    if races:
+        with pytest.raises(ShimError, match="race"):
+            run(body, y, races=True, seed=seed)
+    else:
+        run(body, y, races=True, seed=seed)
+        np.testing.assert_array_equal(y, np.arange(64)[::-1])
 
 
 def test_a_missing_wait_for_cp_async_reads_nan() -> None:

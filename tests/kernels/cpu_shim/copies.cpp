@@ -2,8 +2,6 @@
 //
 // mbarriers follow PTX ISA, "Contents of the mbarrier object": a phase ends when no arrival is pending
 // and the count of transactions is zero.
-#include <algorithm>
-
 #include "engine.h"
 
 namespace tb {
@@ -21,9 +19,10 @@ struct Copy {
 constexpr u64 IDLE = ~0ull;
 std::vector<Copy> copies;
 
-void settle(Mbarrier& b) {
+void settle(Block& block, Mbarrier& b) {
   if (b.pending || b.transactions) return;
   b.phase++;
+  races_phase_ends(block, b);
   b.pending = b.expected;
   std::vector<Fiber*> all;
   all.swap(b.waiters);
@@ -55,7 +54,7 @@ void carry_out(const Copy& copy) {
   if (copy.from_block) copy.from_block->copies_out--;
   Mbarrier& b = copy.to->mbarriers[copy.to->mbarrier_at[copy.bar_offset / 8] - 1u];
   transact(b, -(int)copy.bytes, copy.at);
-  settle(b);
+  settle(*copy.to, b);
 }
 
 void issue(u32 to, const u8* from, Block* from_block, u32 bytes, u32 bar, At at) {
@@ -65,7 +64,8 @@ void issue(u32 to, const u8* from, Block* from_block, u32 bytes, u32 bar, At at)
   u8* target = reach(to, bytes, 16, true, "a bulk copy", at);
   if (to >> 24 != bar >> 24) fail("%s: a bulk copy to rank %u signals rank %u's mbarrier, at %s", name_of(me).c_str(), (to >> 24) - 1, (bar >> 24) - 1, place(at).c_str());
   Block* block = block_of(to, "a bulk copy", at);
-  mbarrier(block, bar, "a bulk copy's mbarrier", at);
+  Mbarrier& b = mbarrier(block, bar, "a bulk copy's mbarrier", at);
+  races_copy(me, from_block, from_block ? (u32)(from - from_block->arena) : 0, *block, to & 0xffffff, bytes, b, at);
   poison(target, bytes);
   block->copies_in++;
   if (from_block) from_block->copies_out++;
@@ -102,7 +102,9 @@ void run_due_copies(bool idle) {
 
 Mbarrier& mbarrier(Block* block, u32 address, const char* what, At at) {
   reach(address, 8, 8, true, what, at);
-  return known(block, address & 0xffffff, what, at);
+  Mbarrier& b = known(block, address & 0xffffff, what, at);
+  races_use(*running(), b, at);
+  return b;
 }
 
 void barrier_init(u32 bar, u32 arrivals, At at) {
@@ -111,7 +113,10 @@ void barrier_init(u32 bar, u32 arrivals, At at) {
   Block* block = running()->warp->block;
   u16& i = block->mbarrier_at[(bar & 0xffffff) / 8];
   if (i) fail("%s: the mbarrier at byte %u is initialised again, at %s", name_of(*running()).c_str(), (bar & 0xffffff) - LOW, place(at).c_str());
-  block->mbarriers.push_back({bar & 0xffffff, arrivals, arrivals, 0, 0, {}});
+  Mbarrier b{};
+  b.offset = bar & 0xffffff, b.expected = b.pending = arrivals;
+  races_init(*running(), b);
+  block->mbarriers.push_back(b);
   i = (u16)block->mbarriers.size();
   poison(p, 8);
 }
@@ -123,7 +128,8 @@ void barrier_arrive(u32 bar, u32 expect_bytes, bool remote, At at) {
   if (expect_bytes) transact(b, (int)expect_bytes, at);
   b.pending--;  // at least one is pending: a phase ends as soon as none is, unless bytes are missing
   if (b.pending == ~0u) fail("%s: more arrivals than the %u that the mbarrier at byte %u is for, at %s", name_of(*running()).c_str(), b.expected, b.offset - LOW, place(at).c_str());
-  settle(b);
+  races_arrive(*running(), b);
+  settle(*block, b);
   maybe_pause();
 }
 
@@ -136,13 +142,13 @@ void barrier_wait(u32 bar, u32 parity, At at) {
   wait.what = "mbarrier_wait", wait.at = at, wait.address = bar, wait.parity = parity;
   for (;;) {
     Mbarrier& b = known(block, bar & 0xffffff, "mbarrier_wait", at);  // anew: the table may have moved
-    if ((b.phase & 1) != parity) return;
+    if ((b.phase & 1) != parity) return races_wait(*running(), b);
     b.waiters.push_back(running());
     wait_here(wait);
   }
 }
 
-void proxy_fence(At) {}
+void proxy_fence(At) { races_fence(*running()); }
 
 void bulk_to_shared(u32 to, const void* from, u32 bytes, u32 bar, At at) {
   issue(to, (const u8*)from, nullptr, bytes, bar, at);
@@ -172,6 +178,7 @@ void copy_thread(u32 to, const void* from, int n_bytes, At at) {
   auto*& groups = running()->groups;
   if (!groups) groups = new std::deque<std::vector<ThreadCopy>>(1);
   groups->back().push_back({to, from, n_bytes, at});
+  races_touch(*running(), *running()->warp->block, to & 0xffffff, 16, true, at);
   poison(p, 16);
 }
 
@@ -186,6 +193,7 @@ void finish_thread_copies(Fiber* fiber, u32 n_left) {
   while (fiber->groups->size() > n_left + 1) {
     for (const ThreadCopy& c : fiber->groups->front()) {
       u8* p = reach(c.to, 16, 16, false, "cp_async", c.at);
+      races_touch(*fiber, *fiber->warp->block, c.to & 0xffffff, 16, true, c.at);
       memset(p, 0, 16);
       memcpy(p, c.from, (size_t)c.n_bytes);
     }

@@ -5,15 +5,21 @@
 // a deadlock. Bulk copies are carried out some time after their issue, and what they will overwrite
 // is poisoned at once: who reads too early, or is still reading, sees NaN.
 #pragma once
+#include <algorithm>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
-#include "shim.h"
-
-#include <deque>
-#include <string>
-#include <vector>
+#include "shim.h"  // last: it defines some of the compiler's words
 
 namespace tb {
 constexpr u32 LOW = 1024;        // where a block's shared memory starts: address 0 is nobody's
@@ -33,6 +39,11 @@ struct Wait {
   int id = -1;
 };
 
+// What has happened before, for the search for races (races.cpp): times by who.
+typedef std::shared_ptr<const std::vector<u32>> Known;
+// What those who meet at a barrier hand on: being gathered, and of the last time it was complete.
+struct Meeting { Known gathering, gathering_fenced, known, fenced; };
+
 struct ThreadCopy { u32 to; const void* from; int n_bytes; At at; };
 
 struct Fiber : Thread {
@@ -51,6 +62,8 @@ struct Fiber : Thread {
   bool arrived;
   u32 arrived_phase;
   std::deque<std::vector<ThreadCopy>>* groups;  // groups of cp.async, the last one still open
+  u32 time;
+  Known known, fenced;
 };
 
 enum class Kind { SYNC_WARP, SHUFFLE, VOTE, MMA, LDMATRIX, BAR_SYNC, BAR_ARRIVE, SYNC_BLOCK, CLUSTER_ARRIVE, CLUSTER_WAIT };
@@ -67,8 +80,14 @@ struct Warp {
   std::vector<Gathering> gatherings;
 };
 
-struct NamedBarrier { u32 expected, arrived; std::vector<Fiber*> waiters; At at; };
-struct Mbarrier { u32 offset, expected, pending, phase; int transactions; std::vector<Fiber*> waiters; };
+struct NamedBarrier : Meeting { u32 expected, arrived; std::vector<Fiber*> waiters; At at; };
+struct Mbarrier : Meeting {
+  u32 offset, expected, pending, phase;
+  int transactions;
+  std::vector<Fiber*> waiters;
+  u32 maker;
+  Known made;
+};
 
 struct Block {
   Cluster* cluster;
@@ -81,9 +100,10 @@ struct Block {
   std::vector<Mbarrier> mbarriers;
   std::vector<u16> mbarrier_at;  // by offset / 8: which one, plus 1
   u32 copies_in, copies_out;     // under way, into and out of its shared memory
+  std::shared_ptr<void> shadow;  // races.cpp's
 };
 
-struct Cluster {
+struct Cluster : Meeting {
   std::vector<Block*> blocks;
   u32 live, arrived, phase;
   std::vector<Fiber*> waiters;
@@ -114,6 +134,22 @@ void multiply_fragments(Fiber* const* lanes);
 Block* block_of(u32 address, const char* what, At at);
 u8* reach(u32 address, u32 bytes, u32 alignment, bool remote, const char* what, At at);
 void poison(u8* p, size_t bytes);
+
+// ---- races.cpp
+extern bool races_on;
+void races_touch(Fiber& f, Block& block, u32 offset, u32 bytes, bool write, At at);
+void races_copy(Fiber& f, Block* from, u32 from_offset, Block& to, u32 to_offset, u32 bytes, Mbarrier& b, At at);
+void races_init(Fiber& f, Mbarrier& b);
+void races_use(const Fiber& f, const Mbarrier& b, At at);
+void races_arrive(Fiber& f, Mbarrier& b);
+void races_phase_ends(Block& block, Mbarrier& b);
+void races_wait(Fiber& f, const Mbarrier& b);
+void races_fence(Fiber& f);
+void races_release(Warp& warp, u32 mask, Meeting& m);
+void races_complete(Meeting& m);
+void races_acquire(Fiber& f, const Meeting& m);
+void races_sync_lanes(Warp& warp, u32 mask);
+void races_forget();
 
 // ---- copies.cpp
 extern u64 next_copy_due;

@@ -26,12 +26,16 @@ u8* reach(u32 address, u32 bytes, u32 alignment, bool remote, const char* what, 
 static const char* access_name(Access access) { return access == Access::READ ? "a read" : access == Access::WRITE ? "a write" : "an atomic"; }
 
 u8* check_shared(u32 address, u32 bytes, Access access, At at) {
-  if (fuel <= 0) pause(at);
-  return reach(address, bytes, bytes, false, access_name(access), at);
+  if (fuel <= 0 || (races_on && --fuel <= 0)) pause(at);
+  u8* p = reach(address, bytes, bytes, false, access_name(access), at);
+  races_touch(*running(), *running()->warp->block, address & 0xffffff, bytes, access == Access::WRITE, at);
+  return p;
 }
 u8* check_cluster(u32 address, u32 bytes, Access access, At at) {
   maybe_pause();
-  return reach(address, bytes, bytes, true, access_name(access), at);
+  u8* p = reach(address, bytes, bytes, true, access_name(access), at);
+  races_touch(*running(), *block_of(address, access_name(access), at), address & 0xffffff, bytes, access == Access::WRITE, at);
+  return p;
 }
 
 u32 address_of(const void* p, At at) {

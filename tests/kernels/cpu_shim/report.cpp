@@ -1,7 +1,4 @@
 // What a failed launch says: who waits for what, where.
-#include <cstdarg>
-#include <cstdio>
-#include <map>
 
 #include "engine.h"
 

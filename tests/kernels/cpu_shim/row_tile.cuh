@@ -53,7 +53,9 @@ DEVICE void layer(Ring& ring, u32 from, u32 to, u32 gather, int warp, int lane) 
   for (int j = 0; j < MINE; j++)
     for (int h = 0; h < 2; h++)
       store_shared_u32(mine + (j * R + (lane >> 2) + h * 8) * 16 + (lane & 3) * 4, pack_half2(fmaxf(d[j][h * 2], 0.f), fmaxf(d[j][h * 2 + 1], 0.f)));
+#ifndef NO_FENCE
   fence_async_shared();
+#endif
 #ifndef NO_WARP_SYNC
   __syncwarp();
 #endif

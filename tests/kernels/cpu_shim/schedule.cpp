@@ -11,11 +11,6 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <cstdarg>
-#include <cstdio>
-#include <cstdlib>
-
 #include "engine.h"
 
 #ifdef TB_SANITIZE
@@ -214,7 +209,7 @@ Block* new_block(Cluster* cluster, dim3 index, u32 rank) {
     Fiber* f = new Fiber{};
     f->thread = dim3(i % block_dim.x, i / block_dim.x % block_dim.y, i / (block_dim.x * block_dim.y));
     f->block = index, f->lane = i % 32, f->rank = rank, f->tag = (rank + 1) << 24;
-    f->low = LOW, f->span = block->shared_end - LOW, f->arena = block->arena, f->dynamic = block->arena + dynamic;
+    f->low = LOW, f->span = races_on ? 0 : block->shared_end - LOW, f->time = 1, f->arena = block->arena, f->dynamic = block->arena + dynamic;
     f->warp = warp, f->index = i;
     // Stacks start at different places of their pages, or they would fight for the same lines of cache.
     f->stack = new_stack();
@@ -409,13 +404,14 @@ extern "C" __attribute__((visibility("hidden"))) void* __tls_get_addr(TlsIndex* 
 using namespace tb;
 
 // Runs a grid. `sizes`: grid, block and cluster, three each. 0, or 1 with a message.
-EXPORT int tb_launch(void (*entry)(void**), void** args, const u32* sizes, u32 dynamic_bytes, u64 seed, u32 n_resident, u32 timeout_s) {
+EXPORT int tb_launch(void (*entry)(void**), void** args, const u32* sizes, u32 dynamic_bytes, u64 seed, u32 n_resident, u32 timeout_s, u32 races) {
   grid_dim = dim3(sizes[0], sizes[1], sizes[2]);
   block_dim = dim3(sizes[3], sizes[4], sizes[5]);
   launch = Launch{entry, args, dim3(sizes[6], sizes[7], sizes[8]), 0, dynamic_bytes, ~0ull, Order::TURN};
   dl_iterate_phdr(find_static, &launch.static_bytes);
   if (seed) launch.order = seed % 2 ? Order::RANDOM : Order::PRIORITY;
   random_state = seed * 0x9e3779b97f4a7c15ull;
+  races_on = races;
   step = 0, head = 0, current = nullptr, failed = false, self = nullptr;
   queue.clear();
   forget_copies();
@@ -426,6 +422,7 @@ EXPORT int tb_launch(void (*entry)(void**), void** args, const u32* sizes, u32 d
   self = nullptr;
   for (Cluster* cluster : resident) free_cluster(cluster);
   resident.clear();
+  races_forget();
   return failed;
 }
 

@@ -40,6 +40,7 @@ void ldmatrix_all(Warp& warp, At at) {
     Fiber& f = *warp.lanes[i];
     self = &f;  // addresses are checked as the lane's that brought them
     rows[i] = reach((u32)f.bits, 16, 16, false, "ldmatrix", at);
+    races_touch(f, *warp.block, (u32)f.bits & 0xffffff, 16, false, at);
   }
   for (int i = 0; i < 32; i++) {
     Fiber& f = *warp.lanes[i];
@@ -60,16 +61,24 @@ void release(std::vector<Fiber*>& waiters) {
   for (Fiber* f : all) wake(f);
 }
 
+void complete_barrier(NamedBarrier& b) {
+  b.arrived = 0;
+  races_complete(b);
+  for (Fiber* f : b.waiters) races_acquire(*f, b);
+  release(b.waiters);
+}
+
 // Lanes arrive at a barrier of their block; true when it is complete.
-bool arrive_at(Block& block, int id, u32 expected, u32 n, At at) {
+bool arrive_at(Warp& warp, u32 mask, int id, u32 expected, u32 n, At at) {
+  Block& block = *warp.block;
   NamedBarrier& b = block.named[id];
+  races_release(warp, mask, b);
   if (!b.arrived) b.expected = expected, b.at = at;
   if (b.expected != expected) fail("%s: barrier %d is for %u threads at %s, for %u at %s", name_of(*running()).c_str(), id, b.expected, place(b.at).c_str(), expected, place(at).c_str());
   b.arrived += n;
   if (b.arrived > expected) fail("%s: %u threads at barrier %d, which is for %u, at %s", name_of(*running()).c_str(), b.arrived, id, expected, place(at).c_str());
   if (b.arrived < expected) return false;
-  b.arrived = 0;
-  release(b.waiters);
+  complete_barrier(b);
   return true;
 }
 
@@ -77,6 +86,8 @@ bool cluster_complete(Cluster& c) {
   if (c.arrived < c.live) return false;
   c.arrived = 0;
   c.phase++;
+  races_complete(c);
+  for (Fiber* f : c.waiters) races_acquire(*f, c);
   release(c.waiters);
   return true;
 }
@@ -85,12 +96,15 @@ bool cluster_complete(Cluster& c) {
 bool finish(Warp& warp, const Gathering& g) {
   Block& block = *warp.block;
   const u32 mask = g.mask & warp.live, n = __builtin_popcount(mask);
-  auto queue = [&](std::vector<Fiber*>& waiters, bool complete) {
-    if (!complete) each_lane(warp, mask, [&](Fiber& f) { waiters.push_back(&f); });
+  auto queue = [&](std::vector<Fiber*>& waiters, const Meeting& m, bool complete) {
+    each_lane(warp, mask, [&](Fiber& f) {
+      if (complete) races_acquire(f, m);
+      else waiters.push_back(&f);
+    });
     return complete;
   };
   switch (g.kind) {
-    case Kind::SYNC_WARP: return true;
+    case Kind::SYNC_WARP: races_sync_lanes(warp, mask); return true;
     case Kind::SHUFFLE: shuffle_all(warp, mask, g.at); return true;
     case Kind::VOTE: vote_all(warp, mask); return true;
     case Kind::MMA: multiply_fragments(warp.lanes); return true;
@@ -100,9 +114,9 @@ bool finish(Warp& warp, const Gathering& g) {
       self = me;
       return true;
     }
-    case Kind::BAR_SYNC: return queue(block.named[g.key >> 32].waiters, arrive_at(block, (int)(g.key >> 32), (u32)g.key, 32, g.at));
-    case Kind::BAR_ARRIVE: arrive_at(block, (int)(g.key >> 32), (u32)g.key, 32, g.at); return true;
-    case Kind::SYNC_BLOCK: return queue(block.named[0].waiters, arrive_at(block, 0, block.live, n, g.at));
+    case Kind::BAR_SYNC: return queue(block.named[g.key >> 32].waiters, block.named[g.key >> 32], arrive_at(warp, mask, (int)(g.key >> 32), (u32)g.key, 32, g.at));
+    case Kind::BAR_ARRIVE: arrive_at(warp, mask, (int)(g.key >> 32), (u32)g.key, 32, g.at); return true;
+    case Kind::SYNC_BLOCK: return queue(block.named[0].waiters, block.named[0], arrive_at(warp, mask, 0, block.live, n, g.at));
     case Kind::CLUSTER_ARRIVE: {
       Cluster& c = *block.cluster;
       each_lane(warp, mask, [&](Fiber& f) {
@@ -110,6 +124,7 @@ bool finish(Warp& warp, const Gathering& g) {
         f.arrived = true;
         f.arrived_phase = c.phase;
       });
+      races_release(warp, mask, c);
       c.arrived += n;
       cluster_complete(c);
       return true;
@@ -122,7 +137,7 @@ bool finish(Warp& warp, const Gathering& g) {
         f.arrived = false;
         phase = f.arrived_phase;
       });
-      return queue(c.waiters, phase != c.phase);
+      return queue(c.waiters, c, phase != c.phase);
     }
   }
   return true;
@@ -192,7 +207,7 @@ void thread_ends(Fiber* fiber) {
   NamedBarrier& all = block.named[0];
   if (all.arrived && all.expected == block.live + 1) {  // who has ended is not waited for
     all.expected--;
-    if (all.arrived == all.expected) all.arrived = 0, release(all.waiters);
+    if (all.arrived == all.expected) complete_barrier(all);
   }
   if (cluster.live) cluster_complete(cluster);
   if (!block.live && block.copies_in) fail("%s: its block ends with %u copies into its shared memory under way", name_of(*fiber).c_str(), block.copies_in);
