@@ -33,6 +33,7 @@ from transport.errors import (
     InvalidRequest,
     Overloaded,
     RemoteProtocolError,
+    RequestError,
     Unavailable,
 )
 from transport.messages import (
@@ -261,30 +262,40 @@ class Gateway:
     ) -> None:
         now = trio.current_time()
         pending = [_pending(arrival, now) for arrival in arrivals]
-        seq = next(self._seq)
-        executor = min(model.executors, key=lambda ref: self._flight.rows_at(ref.name))
         budgets_us = np.array([(request.deadline - now) * 1e6 for request in pending])
-        batch, lookups = model.messages(
-            parsed,
-            np.maximum(budgets_us, 0).astype(np.int64),
-            gateway=self._context.name,
-            seq=seq,
-            executor=executor.name,
-        )
-        self._flight.add(seq, pending, executor.name)
-        self._entered.set()
         for request in pending:
             self._admission.admitted(request.deadline - request.arrived)
         self._metrics.count("batches")
         # Those that were received together have waited alike.
         self._metrics.observe("parse_us", (now - pending[0].arrived) * 1e6, len(pending))
-        try:
-            executor.tell(batch)
-            for ref, lookup in lookups:
-                ref.tell(lookup)
-        except (Overloaded, Unavailable) as error:
-            for request in self._flight.fail(seq):
-                self._refuse(request.route, request.request_id, error.code, str(error))
+        # One that is away has nothing in flight and comes first: then the batch is the next one's.
+        for executor in sorted(model.executors, key=lambda ref: self._flight.rows_at(ref.name)):
+            seq = next(self._seq)
+            batch, lookups = model.messages(
+                parsed,
+                np.maximum(budgets_us, 0).astype(np.int64),
+                gateway=self._context.name,
+                seq=seq,
+                executor=executor.name,
+            )
+            self._flight.add(seq, pending, executor.name)
+            try:
+                executor.tell(batch)
+            except (Overloaded, Unavailable) as error:
+                problem: RequestError = error
+                refused = self._flight.fail(seq)
+                continue
+            self._entered.set()
+            try:
+                for ref, lookup in lookups:
+                    ref.tell(lookup)
+            except (Overloaded, Unavailable) as error:
+                problem = error
+                refused = self._flight.fail(seq)
+                break
+            return
+        for request in refused:
+            self._refuse(request.route, request.request_id, problem.code, str(problem))
 
     # Answers
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import trio
@@ -292,6 +293,25 @@ async def test_while_a_shard_is_away_requests_are_refused_as_unavailable(
         assert_error(first, "deadline", "")
         second = await ask(host, request(2, budget_us=20_000))
         assert_error(second, "unavailable", "", "shard-0")
+
+
+async def test_while_an_executor_is_away_another_one_serves(tiny_bundle: Path) -> None:
+    topology = all_in_one(tiny_bundle, model="tiny")
+    [node] = topology.nodes
+    other = attrs.evolve(node.actors[-1], name="executor-1")
+    model = attrs.evolve(topology.models["tiny"], executors=("executor-1", "executor-0"))
+    both = attrs.evolve(
+        topology,
+        nodes=(attrs.evolve(node, actors=(*node.actors, other)),),
+        models={"tiny": model},
+    )
+    host = Host(both, {**ACTORS, "executor-1": Dying})
+    async with trio.open_nursery() as nursery:
+        await nursery.start(host.run)
+        first = await ask(host, request(1, budget_us=20_000))
+        assert_error(first, "deadline", "")
+        assert_scores(await ask(host, request(2)), request(2))
+        nursery.cancel_scope.cancel()
 
 
 class Slow:
