@@ -24,7 +24,7 @@ import numpy as np
 from kernels.ir.build import make
 from kernels.ir.node import Node, Op
 from kernels.passes.affine import Array, activated, bias, blocks, inputs, like, linear, spec, wide
-from kernels.passes.movement import NO_COPY
+from kernels.passes.concat import NO_COPY
 from kernels.passes.rewrite import Rule, Uses, by_op
 from kernels.passes.views import Interval, cut, interval, piece, reshape
 

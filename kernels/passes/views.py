@@ -42,6 +42,13 @@ def cut(node: Node, axis: int, start: int, stop: int) -> Node:
     return make(Op.SLICE, node, arg=Slice(axis, start, stop), name=node.name)
 
 
+def transposed(node: Node, order: tuple[int, ...]) -> Node:
+    """Return a value with its axes permuted."""
+    if order == tuple(range(len(order))):
+        return node
+    return make(Op.TRANSPOSE, node, arg=order, name=node.name)
+
+
 def join(nodes: Sequence[Node], axis: int) -> Node:
     """Return values side by side; one is itself."""
     if len(nodes) == 1:
