@@ -55,6 +55,19 @@ def _fold(graph: Graph, facts: Facts) -> None:
             found = [run[name] for run in facts.values.values() if name in run]
             if len(found) >= len(BATCHES) and all(_same(found[0], each) for each in found[1:]):
                 graph.constants[name] = found[0]
+    # A node of several outputs, one a constant (a Split of a shape), still makes the others.
+    graph.nodes = [_without(node, graph.constants) for node in graph.nodes]
+
+
+def _without(node: onnx.NodeProto, constants: Mapping[str, Array]) -> onnx.NodeProto:
+    """Return a node whose outputs do not have the names of constants."""
+    if len(node.output) < 2 or not any(name in constants for name in node.output):
+        return node
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    for i, name in enumerate(copy.output):
+        copy.output[i] = f"{name}/folded" if name in constants else name
+    return copy
 
 
 def _same(a: Array, b: Array) -> bool:

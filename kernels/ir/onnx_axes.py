@@ -161,7 +161,7 @@ def expand(call: Call, value: Value, target: Sequence[Size]) -> Value:
         view = attrs.evolve(view, at=view.at + rank - value.view.rank)
     for axis, size in enumerate(wanted):
         if axis == view.at:
-            if size not in (1, Count(view.lead, view.merged)) if view.lead else False:
+            if size not in (1, value.sizes[axis - rank]):
                 raise call.refuse(f"repeats {view.lead}")
         elif isinstance(size, Count):
             if view.at is not None or local[axis] != 1:

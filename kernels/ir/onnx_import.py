@@ -7,6 +7,10 @@ them, or mixes rows, is refused by a ``GraphError`` that names operator, node an
 The graph has the inputs ``user`` float32 ``[requests, width]``, ``candidate`` float32
 ``[rows, width]`` and ``request_of_row`` int64 ``[rows]``, and the output ``scores`` float32
 ``[rows, n]``: see ``kernels.bundle.manifest``. ``Gather(x, request_of_row)`` becomes TO_ROWS.
+
+Reading order: ``onnx_value.py`` (a node and where ONNX has its rows), ``onnx_call.py`` (what a
+handler gets), ``onnx_axes.py`` (broadcasting, Reshape, Transpose, Expand), this, and
+``onnx_ops_*.py`` as they are needed.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from kernels.graph.fold import simplify
 from kernels.ir.node import DType, Graph, Lead, Node, Op, input_node
 from kernels.ir.onnx_axes import with_rows
 from kernels.ir.onnx_call import Call, Handler, Result
+from kernels.ir.onnx_ops_attention import ATTENTION
 from kernels.ir.onnx_ops_conv import CONVOLUTIONS
 from kernels.ir.onnx_ops_einsum import EINSUM
 from kernels.ir.onnx_ops_elementwise import ELEMENTWISE
@@ -43,6 +48,7 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     **REDUCTIONS,
     **LINEARS,
     **EINSUM,
+    **ATTENTION,
     **MOVEMENTS,
     **INDEXING,
     **CONVOLUTIONS,
@@ -138,16 +144,26 @@ def _import_node(graph: source.Graph, node: onnx.NodeProto, values: dict[str, Op
 
 
 def _apply(call: Call) -> Result:
-    op = call.node.op_type
     if any(isinstance(each, Sizes) for each in call.inputs):
-        if op == "Cast":
-            return call.inputs[0] or ()
-        if op in _ON_SIZES:
-            objects = [each.array if isinstance(each, Sizes) else each for each in call.inputs]
-            return settled(_ON_SIZES[op](*objects))
-    if op not in HANDLERS:
+        found = _of_sizes(call)
+        if found is not None:
+            return found
+    if call.node.op_type not in HANDLERS:
         raise call.refuse(_UNKNOWN)
-    return HANDLERS[op](call)
+    return HANDLERS[call.node.op_type](call)
+
+
+def _of_sizes(call: Call) -> Operand | None:
+    """Compute with sizes, elementwise; None if that is not what the node does."""
+    op = call.node.op_type
+    objects = [each.array if isinstance(each, Sizes) else each for each in call.inputs]
+    if op == "Cast":
+        return call.inputs[0]
+    first = call.inputs[0]
+    if op == "ReduceProd" and isinstance(first, Sizes):
+        product = np.prod(first.array)
+        return settled([product] if call.attribute("keepdims", 1) else product)
+    return settled(_ON_SIZES[op](*objects)) if op in _ON_SIZES else None
 
 
 def _settled(operand: Operand) -> Operand:

@@ -88,6 +88,10 @@ def _sizes(call: Call, i: int) -> list[Size]:
 
 
 def _split(call: Call) -> Result:
+    given = call.inputs[0]
+    if isinstance(given, Sizes):
+        ends = np.cumsum(call.integers(1, "split", 13) or [1] * len(call.node.output))
+        return tuple(settled(each) for each in np.split(given.array, ends[:-1]))
     x = call.value(0)
     axis = call.not_rows(x, call.axis(call.attribute("axis", 0), x.view.rank))
     n = x.local[axis]
@@ -120,11 +124,6 @@ def _gather(call: Call) -> Result:
 
 def _to_rows(call: Call, x: Value, axis: int) -> Value:
     view = x.view
-    if view.at is None and view.rank and x.local[axis] == 1:
-        # A graph without user features may gather from one row of constants.
-        made = reshape(call, x, [1, *x.sizes[:axis], *x.sizes[axis + 1 :]])
-        moved = attrs.evolve(view, at=axis, lead=Lead.ROWS)
-        return Value(made.node, moved)
     if axis != view.at or view.lead is not Lead.REQUESTS or view.merged > 1:
         raise call.refuse("gathers what is not one row a request by request_of_row")
     moved = attrs.evolve(view, lead=Lead.ROWS)

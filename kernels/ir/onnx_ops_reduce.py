@@ -146,6 +146,22 @@ def _instance_norm(call: Call) -> Result:
     return elementwise(call, Op.ADD, scaled, _channels(call, 2, x))
 
 
+def _group_norm(call: Call) -> Result:
+    x = call.value(0)
+    groups, rank = int(call.attribute("num_groups")), x.view.rank
+    if x.view.at != 0:
+        raise call.refuse("does not have the rows in its first dimension")
+    cut = reshape(call, x, [x.sizes[0], groups, x.local[1] // groups, *x.sizes[2:]])
+    made = _standardised(call, cut, range(2, rank + 1), float(call.attribute("epsilon", 1e-5)))
+    made = reshape(call, made, x.sizes)
+    # Until opset 20 it had a scale and an offset for each group.
+    gain, offset = (call.array(i, f"its input {i}") for i in (1, 2))
+    if call.opset < 21:
+        gain, offset = (np.repeat(each, x.local[1] // groups) for each in (gain, offset))
+    scaled = elementwise(call, Op.MUL, made, _per_channel(call, gain, x))
+    return elementwise(call, Op.ADD, scaled, _per_channel(call, offset, x))
+
+
 def _batch_norm(call: Call) -> Result:
     if call.attribute("training_mode", 0):
         raise call.refuse("is in training mode, where it mixes rows")
@@ -218,6 +234,7 @@ REDUCTIONS: Final[Table] = {
     "LayerNormalization": _layer_norm,
     "RMSNormalization": _rms_norm,
     "InstanceNormalization": _instance_norm,
+    "GroupNormalization": _group_norm,
     "BatchNormalization": _batch_norm,
     "LpNormalization": _lp_norm,
     "TopK": _top_k,

@@ -97,6 +97,16 @@ def test_constants_are_computed_and_idle_nodes_removed(tmp_path: Path) -> None:
     assert graph.constants["two"] == 2
 
 
+def test_a_node_keeps_its_outputs_that_are_not_constant(tmp_path: Path) -> None:
+    body = "s = Shape(x)\nn, w = Split<num_outputs=2>(s)\nt = Mul(w, two)\n"
+    body += "d = Concat<axis=0>(n, t)\ne = Concat<axis=1>(x, x)\ny = Reshape(e, d)"
+    graph, facts = simplified(
+        tmp_path, "(float[B,3] x) => (float[B,M] y)", body, two=np.asarray([2], np.int64)
+    )
+    assert graph.constants["t"].tolist() == [6]
+    assert facts.dims["y"] == (Dim(0, 1), Dim(6, 0))
+
+
 def test_neutral_operands_that_change_the_shape_are_kept(tmp_path: Path) -> None:
     graph, _ = simplified(
         tmp_path,

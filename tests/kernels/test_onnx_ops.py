@@ -46,6 +46,8 @@ CONSTANTS: dict[str, Any] = {
     "t4": f32(4),
     "s6": np.abs(f32(6)) + 0.5,
     "o6": f32(6),
+    "m66": (f32(6, 6) > -0.5) | np.eye(6, dtype=np.bool_),
+    "f66": f32(6, 6),
     "m64": f32(6, 4) > 0,
     "perm": i64(5, 0, 3, 3, 1, 2),
     "grid": i64(3, -1, 0, 5).reshape(2, 2),
@@ -208,6 +210,10 @@ BODIES = {
     "t = Concat<axis=0>(d, i24)\nscores = Reshape(candidate, t)",
     "expand to a shape with -1 replaced": "s = Shape(candidate)\ne = Equal(s, minus1)\n"
     "w = Where(e, c1, s)\nscores = Expand(candidate, w)",
+    "sizes split and multiplied, as tensorflow does": "s = Shape(candidate)\n"
+    "n, c = Split<num_outputs=2>(s)\nt = Cast<to=6>(s)\nd = Cast<to=7>(t)\n"
+    "p = ReduceProd(d)\nf = Div(p, i4)\ng = Concat<axis=0>(f, i4)\nx = Reshape(candidate, g)\n"
+    "y = Softmax(x)\nh = Concat<axis=0>(n, c)\nscores = Reshape(y, h)",
     "zeros of rows as a start": "s = Shape(candidate)\nz = ConstantOfShape(s)\n"
     "scores = Add(candidate, z)",
     # Convolutions
@@ -289,6 +295,17 @@ NEW = {
     "gelu": "scores = Gelu(candidate)",
     "gelu by tanh": 'scores = Gelu<approximate="tanh">(candidate)',
     "rms norm": "x = Mul(candidate, candidate)\nscores = RMSNormalization(x, row24)",
+    "attention of three axes": "q = Reshape(candidate, to_64)\n"
+    "y = Attention<q_num_heads=2, kv_num_heads=2>(q, q, q)\nscores = Flatten(y)",
+    "attention of shared heads": "q = Reshape(candidate, to_234)\n"
+    "k, v = Split<axis=1, num_outputs=2>(q)\ny = Attention<is_causal=1, scale=0.3>(q, k, v)\n"
+    "scores = Flatten(y)",
+    "attention with a mask": "q = Reshape(candidate, to_64)\n"
+    "y = Attention<q_num_heads=2, kv_num_heads=2>(q, q, q, m66)\nscores = Flatten(y)",
+    "attention with a bias": "q = Reshape(candidate, to_64)\n"
+    "y = Attention<q_num_heads=2, kv_num_heads=2>(q, q, q, f66)\nscores = Flatten(y)",
+    "group norm": "x = Reshape(candidate, to_64)\n"
+    "y = GroupNormalization<num_groups=3>(x, s6, o6)\nscores = Flatten(y)",
     "parts that differ": "a, b = Split<axis=1, num_outputs=2>(candidate)\nscores = Sub(a, b)",
 }
 

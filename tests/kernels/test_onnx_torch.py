@@ -165,7 +165,7 @@ KINDS: dict[str, Callable[[], Any]] = {
         lambda x, m: m(seq(x).reshape(-1, 4)).reshape(x.shape[0], 6, 3), nn.Linear(4, 3)
     ),
 }
-EXPORTERS = {"dynamo": None, "legacy 17": 17, "legacy 12": 12}
+EXPORTERS = {"dynamo": 20, "dynamo 23": 23, "legacy 17": 17, "legacy 12": 12}
 # An export takes about a second: all together are for the slow run.
 QUICK = {
     ("self attention", "legacy 17"),
@@ -184,18 +184,19 @@ CASES = [
 ]
 
 
-def export(module: Any, opset: int | None) -> bytes:  # noqa: ANN401
-    """Export with dynamo (opset None) or the older exporter."""
+def export(module: Any, opset: int) -> bytes:  # noqa: ANN401
+    """Export with dynamo, or up to opset 17 with the older exporter."""
     out = io.BytesIO()
     example = torch.rand(ROWS, WIDTH)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        if opset is None:
+        if opset > 17:
             program = torch.onnx.export(
                 module.eval(),
                 (example,),
                 dynamo=True,
+                opset_version=opset,
                 input_names=["candidate"],
                 output_names=["scores"],
                 dynamic_shapes=({0: torch.export.Dim("rows")},),
