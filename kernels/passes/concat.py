@@ -23,7 +23,7 @@ from kernels.passes.views import cut, interval, join, piece, reshape, runs, tran
 # all read the same value.
 NO_COPY: Final = frozenset({Op.LINEAR, Op.CONCAT, Op.RESHAPE, Op.SLICE})
 # A CONCAT of so many pieces of one value is a TAKE: one table of indices, not a copy for each.
-_MANY: Final = 8
+_MANY: Final = 4
 
 
 def _concat(node: Node, uses: Uses) -> Node | None:
@@ -36,7 +36,7 @@ def _concat(node: Node, uses: Uses) -> Node | None:
         nested = source.op is Op.CONCAT and source.arg == axis and uses.only_by(source, NO_COPY)
         flat.extend(source.sources if nested else [source])
     joined = _rejoined(flat, axis) if node.lead is not None else flat
-    if len(joined) >= _MANY:
+    if len(joined) >= _MANY and not uses.only_by(node, NO_COPY):
         taken = _taken(joined, axis, node)
         if taken is not None:
             return taken
@@ -99,19 +99,27 @@ def _slice_under(node: Node) -> Node | None:
 def _taken(parts: list[Node], axis: int, node: Node) -> Node | None:
     """Make a TAKE of pieces of one value, each a whole number of steps of one grid."""
     pieces = [interval(part) for part in parts]
-    unit = math.prod(node.dims[axis:])
     first = min(each.start for each in pieces)
     if math.prod(node.dims[: axis - 1]) != 1 or len({each.base for each in pieces}) > 1:
         return None
-    if any((each.start - first) % unit for each in pieces):
+    starts = [each.start - first for each in pieces]
+    unit = math.prod(node.dims[axis:])
+    if len(node.dims) == 1:
+        unit = math.gcd(*starts, *(part.width for part in parts))
+    if 0 in node.dims or any(start % unit for start in starts):
         return None
-    last = max(each.stop for each in pieces)
-    dims = list(node.dims)
-    dims[axis - 1] = (last - first) // unit
-    source = piece(attrs.evolve(pieces[0], start=first, stop=last), dims)
-    steps = [range((each.start - first) // unit, (each.stop - first) // unit) for each in pieces]
-    indices = tuple(index for step in steps for index in step)
-    return make(Op.TAKE, source, arg=Take(axis, indices), name=node.name)
+    whole = attrs.evolve(pieces[0], start=first, stop=max(each.stop for each in pieces))
+    n_steps = (whole.stop - first) // unit
+    if len(node.dims) == 1:
+        source, along = piece(whole, (n_steps, unit)), 1
+    else:
+        source = piece(whole, (*node.dims[: axis - 1], n_steps, *node.dims[axis:]))
+        along = axis
+    indices: list[int] = []
+    for start, part in zip(starts, parts, strict=True):
+        indices += range(start // unit, (start + part.width) // unit)
+    taken = make(Op.TAKE, source, arg=Take(along, tuple(indices)), name=node.name)
+    return reshape(taken, node.dims)
 
 
 def _rejoined(parts: list[Node], axis: int) -> list[Node]:

@@ -79,23 +79,15 @@ def _constants_before(node: Node, _: Uses) -> Node | None:
 
 
 def _leading_dims(node: Node, _: Uses) -> Node | None:
-    """A RESHAPE of leading dimensions alone, and leading dimensions of 1, happen behind."""
-    one = spec(node)
+    """A LINEAR has no leading dimensions behind the lead, or one: ``[lead, k]``, ``[lead, t, k]``.
+
+    What is repeated over them keeps its own, until ``split_k`` has taken it out.
+    """
     leading = node.dims[:-1]
-    if one.grouped or not leading:
+    n = math.prod(leading)
+    inner = () if n == 1 else (n,)
+    if spec(node).grouped or leading == inner or any(x.op is Op.EXPAND for x in inputs(node)):
         return None
-    if math.prod(leading) == 1:
-        inner: tuple[int, ...] = ()
-    else:
-        inners = set()
-        for x in inputs(node):
-            source = x.sources[0] if x.op is Op.RESHAPE else None
-            if source is None or source.dims[-1:] != x.dims[-1:]:
-                return None
-            inners.add(source.dims[:-1])
-        if len(inners) != 1:
-            return None
-        inner = inners.pop()
     sources = [reshape(x, (*inner, x.dims[-1])) for x in inputs(node)]
     shape = shaped(node, (*inner, node.dims[-1]))
     below = attrs.evolve(node, sources=(*sources, *node.sources[-2:]), shape=shape)

@@ -3,7 +3,7 @@
 A LINEAR is a sum over blocks of its weight's rows, so each way to make one source of several is a
 matter of which rows meet which value:
 
-* A CONCAT is its parts. A flattened CONCAT or TRANSPOSE is a permutation of the rows.
+* A CONCAT is its parts. A flattened CONCAT or TRANSPOSE is a permutation of the rows; so is a TAKE.
 * Neighbouring or overlapping slices of one value, and one value read twice, are one source.
 * ``W (a - b)`` is ``W a - W b``: distributed where that adds no multiplications, as in DIN's
   ``concat(q, h, q - h, q * h)``, which comes down to q, h and ``q * h``.
@@ -22,7 +22,7 @@ import attrs
 import numpy as np
 
 from kernels.ir.build import make
-from kernels.ir.node import Node, Op
+from kernels.ir.node import Node, Op, Take
 from kernels.passes.affine import Array, activated, bias, blocks, inputs, like, linear, spec, wide
 from kernels.passes.concat import NO_COPY
 from kernels.passes.rewrite import Rule, Uses, by_op
@@ -86,6 +86,8 @@ def _parts(block: Block, others: Iterable[Node], uses: Uses) -> list[Block] | No
         return _flattened(value.sources[0], rows)
     if value.op in (Op.ADD, Op.SUB):
         return _distributed(block, others)
+    if isinstance(value.arg, Take) and value.arg.axis == last:
+        return _scattered(value, value.arg, rows)
     if value.op is Op.EXPAND and value.sources[0].dims[-1] != value.dims[-1]:
         inner = value.sources[0]
         whole = (*value.shape[:-1], 1)
@@ -98,6 +100,16 @@ def _parts(block: Block, others: Iterable[Node], uses: Uses) -> list[Block] | No
 def _apart(value: Node, others: Iterable[Node], uses: Uses) -> bool:
     """Whether a CONCAT is made for nobody else, or its parts are read beside it anyway."""
     return uses.only_by(value, NO_COPY) or any(other in value.sources for other in others)
+
+
+def _scattered(value: Node, take: Take, rows: Array) -> list[Block] | None:
+    """Take the rows of a TAKE back to what it takes from, if that is no wider."""
+    (source,) = value.sources
+    if source.dims[-1] > value.dims[-1]:
+        return None
+    moved = np.zeros((source.dims[-1], rows.shape[-1]))
+    np.add.at(moved, list(take.indices), rows)
+    return [Block(source, moved)]
 
 
 def _flattened(value: Node, rows: Array) -> list[Block] | None:

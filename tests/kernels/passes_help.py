@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from kernels.ir import build
 from kernels.ir.build import add, concat, make, mul, reshape, slice_, transpose
 from kernels.ir.check import check
-from kernels.ir.node import Graph, Lead, Node, Op, const, input_node
+from kernels.ir.node import Graph, Lead, Node, Op, const, input_node, topological
 from kernels.ir.reference import evaluate
 
 Array = NDArray[Any]
@@ -206,3 +206,9 @@ def ops(graph: Graph) -> Counter[Op]:
 def linears(graph: Graph) -> Iterator[Node]:
     """Yield the LINEARs."""
     return (node for node in graph.nodes() if node.op is Op.LINEAR)
+
+
+def graph_of(x: Node) -> Graph:
+    """Make a graph of a value of rows, its row flat, that reads whatever inputs it reads."""
+    found = {str(node.arg): node for node in topological([x]) if node.op is Op.INPUT}
+    return Graph("small", found, reshape(build.to_rows(x), x.width))
