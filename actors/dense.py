@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
-from attrs.validators import deep_iterable, ge, in_, instance_of, optional
+from attrs.validators import and_, deep_iterable, ge, in_, instance_of, optional
 
 from actors.options import read_options
 from kernels import _cuda
 from kernels.bundle.load import Bundle
-from kernels.compiler import Options
 from kernels.errors import DeviceLost, GraphError, KernelsError
 from kernels.gpu.device import Isolation
 from kernels.gpu.executor import GpuExecutor
-from kernels.gpu.model import model_of
+from kernels.gpu.model import open_gpu
 from kernels.host import HostExecutor
-from kernels.nvrtc.cache import Cache, default_folder
-from kernels.nvrtc.pool import Builder
 from kernels.program import Precision
 from runtime.errors import StartError
 
@@ -36,10 +32,6 @@ def _check_buckets(_: object, attribute: attrs.Attribute[Any], value: object) ->
     rows = value if isinstance(value, list) else [0]
     if value is not None and not all(type(each) is int and each > 0 for each in rows):
         raise ValueError(f"{attribute.name}: want a list of rows, each at least 1, got {value!r}")
-
-
-def _usual_workers() -> int:
-    return min(max((os.cpu_count() or 1) // 2, 1), 8)
 
 
 @attrs.frozen(kw_only=True)
@@ -72,7 +64,9 @@ class GpuOptions:
         factory=list, validator=deep_iterable(in_(("inputs", "scores")))
     )
     cache: str | None = attrs.field(default=None, validator=optional(instance_of(str)))
-    workers: int = attrs.field(factory=_usual_workers, validator=[instance_of(int), ge(1)])
+    workers: int | None = attrs.field(
+        default=None, validator=optional(and_(instance_of(int), ge(1)))
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -122,7 +116,22 @@ def open_dense(
         problem: str | None = _cuda.available()
         if problem is None:
             try:
-                return _open_gpu(bundle, options, gpu, progress)
+                return open_gpu(
+                    bundle,
+                    options.lanes,
+                    max_rows=options.max_rows,
+                    max_requests=options.max_requests,
+                    mode=gpu.mode,
+                    precision=gpu.precision,
+                    input_dtype=gpu.input_dtype,
+                    buckets=gpu.buckets,
+                    ahead=gpu.ahead,
+                    mapped=gpu.mapped,
+                    cache=Path(gpu.cache) if gpu.cache is not None else None,
+                    n_workers=gpu.workers,
+                    device=gpu.index,
+                    progress=progress,
+                )
             except GraphError as error:
                 problem = str(error)
             except DeviceLost:
@@ -140,30 +149,4 @@ def open_dense(
         n_lanes=options.lanes,
         max_rows=options.max_rows,
         max_requests=options.max_requests,
-    )
-
-
-def _open_gpu(
-    bundle: Bundle,
-    options: ExecutorOptions,
-    gpu: GpuOptions,
-    progress: Callable[[float], None],
-) -> GpuExecutor:
-    model = model_of(
-        bundle,
-        max_rows=options.max_rows,
-        max_requests=options.max_requests,
-        options=Options(precision=Precision(gpu.precision), input_dtype=gpu.input_dtype),
-    )
-    folder = Path(gpu.cache) if gpu.cache is not None else default_folder()
-    return GpuExecutor(
-        model,
-        Builder(Cache(folder), gpu.workers),
-        options.lanes,
-        mode=Isolation(gpu.mode),
-        buckets=gpu.buckets,
-        ahead=gpu.ahead,
-        mapped=gpu.mapped,
-        device=gpu.index,
-        progress=progress,
     )

@@ -1,16 +1,26 @@
-"""From a bundle to what the GPU executor runs: the compiler behind a function of the bucket."""
+"""From a bundle to a GPU executor: the compiler behind a function of the bucket."""
 
 from __future__ import annotations
 
 import functools
+import os
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from kernels.bundle.load import Bundle
 from kernels.compiler import Options, compile_graph
-from kernels.gpu.executor import Model
+from kernels.gpu.device import Isolation
+from kernels.gpu.executor import GpuExecutor, Model
 from kernels.gpu.lanes import Blocks
 from kernels.ir.onnx_import import import_dense
+from kernels.nvrtc import Builder, Cache, default_folder
+from kernels.program import Precision
+
+# A process of the compiler takes 100 MB, and a model has about as many buckets.
+_WORKERS_MOST: Final = 8
 
 
 def model_of(
@@ -40,3 +50,59 @@ def model_of(
     )
     compile_bucket = functools.partial(compile_graph, graph, options=options)
     return Model(name=manifest.model, blocks=blocks, compile=compile_bucket)
+
+
+def open_gpu(
+    bundle: Bundle,
+    n_lanes: int = 1,
+    *,
+    max_rows: int = 1024,
+    max_requests: int = 256,
+    mode: str = "streams",
+    precision: str = "fp16",
+    input_dtype: str = "float32",
+    buckets: Iterable[int] | None = None,
+    ahead: bool = True,
+    mapped: Collection[str] = (),
+    cache: Path | None = None,
+    n_workers: int | None = None,
+    device: int = 0,
+    progress: Callable[[float], None] = lambda share: None,
+) -> GpuExecutor:
+    """Compile a bundle's dense graph and open it on a card.
+
+    Args:
+        bundle: The bundle.
+        n_lanes: Launches at once.
+        max_rows: Rows of the largest bucket.
+        max_requests: Requests of the largest bucket.
+        mode: One of ``Isolation``.
+        precision: One of ``Precision``.
+        input_dtype: ``float32`` or ``float16``, of what is staged.
+        buckets: As ``GpuExecutor``; so are ``ahead``, ``mapped``, ``device`` and ``progress``.
+        ahead: See there.
+        mapped: See there.
+        cache: Folder of compiled kernels; None for the user's.
+        n_workers: Processes that compile; None for one for every second core, up to 8.
+        device: See there.
+        progress: See there.
+
+    Raises:
+        CudaError: There is no driver or no such card, or its memory is full.
+        GraphError: An operator has no kernel; names it. The host executor can run the model.
+        KernelsError: Kernels do not compile, or cannot be kept.
+    """
+    options = Options(precision=Precision(precision), input_dtype=input_dtype)
+    model = model_of(bundle, max_rows=max_rows, max_requests=max_requests, options=options)
+    workers = n_workers or min(max((os.cpu_count() or 1) // 2, 1), _WORKERS_MOST)
+    return GpuExecutor(
+        model,
+        Builder(Cache(cache or default_folder()), workers),
+        n_lanes,
+        mode=Isolation(mode),
+        buckets=buckets,
+        ahead=ahead,
+        mapped=mapped,
+        device=device,
+        progress=progress,
+    )
