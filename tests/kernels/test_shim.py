@@ -230,7 +230,7 @@ def test_a_missing_barrier_changes_the_result_with_some_seed() -> None:
         ("if (t < 32) named_barrier_arrive(3, 64); else named_barrier(3, 64);", True),
         ("warp_sum(1.f);", True),
         ("if (!t) mbarrier_arrive(bar); mbarrier_wait(bar, 0);", True),
-        ("__syncwarp(); if (!(t % 32)) mbarrier_arrive(bar + 8); mbarrier_wait(bar + 8, 0);", False),
+        ("__syncwarp(); if (!(t % 32)) mbarrier_arrive(bar+8); mbarrier_wait(bar+8, 0);", False),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -115,7 +115,8 @@ u32 random_below(u32 n);
 inline Fiber* running() { return static_cast<Fiber*>(self); }
 void wake(Fiber* fiber);
 void wait_here(const Wait& wait);  // until wake()
-void maybe_pause();
+void turn_over();    // lets others run, and goes on when chosen again
+void maybe_pause();  // turns over now and then, where others could notice
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 // ---- report.cpp

@@ -26,7 +26,7 @@ u8* reach(u32 address, u32 bytes, u32 alignment, bool remote, const char* what, 
 static const char* access_name(Access access) { return access == Access::READ ? "a read" : access == Access::WRITE ? "a write" : "an atomic"; }
 
 u8* check_shared(u32 address, u32 bytes, Access access, At at) {
-  if (fuel <= 0 || (races_on && --fuel <= 0)) pause(at);
+  if (fuel <= 0 || (races_on && --fuel <= 0)) turn_over();
   u8* p = reach(address, bytes, bytes, false, access_name(access), at);
   races_touch(*running(), *running()->warp->block, address & 0xffffff, bytes, access == Access::WRITE, at);
   return p;

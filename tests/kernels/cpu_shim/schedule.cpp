@@ -1,7 +1,7 @@
 // Fibers, the order in which they run, and the launch of a kernel.
 //
 // Seed 0 runs warps in turn. Odd seeds choose at random; other even ones give warps priorities, which
-// change now and then, so that some lag far behind (Burckhardt et al., "A randomized scheduler with
+// change often, seldom or never, so that some lag far behind (Burckhardt et al., "A randomized scheduler with
 // probabilistic guarantees of finding bugs", ASPLOS 2010). A warp runs until all its lanes wait.
 #include <elf.h>
 #include <link.h>
@@ -60,6 +60,8 @@ std::vector<Cluster*> resident;
 std::vector<u8*> stacks;
 char message[16384];
 bool failed, stuck;
+u32 change_every;  // choices, for each change of a priority
+u32 lowest;        // priority of the warp that paused last
 stack_t old_signal_stack;
 
 u32 random_bits() {  // splitmix64
@@ -68,6 +70,8 @@ u32 random_bits() {  // splitmix64
   z = (z ^ z >> 27) * 0x94d049bb133111ebull;
   return (u32)((z ^ z >> 31) >> 16);
 }
+
+u32 any_priority() { return random_bits() | 1u << 31; }
 
 void refuel() { fuel = launch.order == Order::TURN ? FIFO_FUEL : 1 + (int)random_below(random_below(4) ? 2000 : 50); }
 
@@ -81,7 +85,7 @@ Warp* choose() {
   size_t i = head;
   if (launch.order == Order::RANDOM) i = random_below((u32)queue.size());
   if (launch.order == Order::PRIORITY) {
-    if (!random_below(64)) queue[random_below((u32)queue.size())]->priority = random_bits();
+    if (!random_below(change_every)) queue[random_below((u32)queue.size())]->priority = any_priority();
     i = 0;
     for (size_t k = 1; k < queue.size(); k++)
       if (queue[k]->priority > queue[i]->priority) i = k;
@@ -202,7 +206,7 @@ Block* new_block(Cluster* cluster, dim3 index, u32 rank) {
   for (u32 i = 0; i < block->n_threads; i++) {
     if (i % 32 == 0) {
       Warp* warp = new Warp{};
-      warp->block = block, warp->priority = random_bits();
+      warp->block = block, warp->priority = any_priority();
       block->warps.push_back(warp);
     }
     Warp* warp = block->warps.back();
@@ -368,19 +372,24 @@ void wait_here(const Wait& wait) {
   leave(&me->stack_pointer, me);
 }
 
-void pause(At) {
+void turn_over() {
   Fiber* me = running();
   refuel();
   me->warp->ready |= 1u << me->lane;
-  if (launch.order == Order::PRIORITY) me->warp->priority = 0;
   if (me->warp == current) current = nullptr;
   enqueue(me->warp);
   leave(&me->stack_pointer, me);
 }
 
+// For loops that wait for others: these go first.
+void pause(At) {
+  running()->warp->priority = --lowest;
+  turn_over();
+}
+
 // Between any two steps of a thread that others could notice.
 void maybe_pause() {
-  if (launch.order != Order::TURN && !random_below(16)) pause({"", 0});
+  if (launch.order != Order::TURN && !random_below(16)) turn_over();
 }
 
 void fail(const char* format, ...) {
@@ -411,6 +420,8 @@ EXPORT int tb_launch(void (*entry)(void**), void** args, const u32* sizes, u32 d
   dl_iterate_phdr(find_static, &launch.static_bytes);
   if (seed) launch.order = seed % 2 ? Order::RANDOM : Order::PRIORITY;
   random_state = seed * 0x9e3779b97f4a7c15ull;
+  lowest = 1u << 31;
+  change_every = 16u << 4 * random_below(5);
   races_on = races;
   step = 0, head = 0, current = nullptr, failed = false, self = nullptr;
   queue.clear();
