@@ -95,6 +95,11 @@ class Result:
         return [kept for kept in self.kept if not kept.positional]
 
     @property
+    def skipped(self) -> bool:
+        """Whether it was not scored, as it is for the host executor."""
+        return bool(self.host_only) and not self.max_abs
+
+    @property
     def ok(self) -> bool:
         """Whether all went as it should."""
         return not self.problem and not self.left
@@ -392,7 +397,7 @@ def table(results: Sequence[Result]) -> Iterator[str]:
         ]
         errors += [f"{result.random[n]:.1e}" if n in result.random else "-" for n in drawn]
         cells = [str(result.tables_cut), str(len(result.left)), f"{result.seconds:.1f}"]
-        verdict = "host only" if result.ok and result.host_only else "pass" if result.ok else "FAIL"
+        verdict = "host only" if result.ok and result.skipped else "pass" if result.ok else "FAIL"
         rows.append([result.name, str(result.cases), *errors, *cells, verdict])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
@@ -433,7 +438,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = check(chosen, serve, _progress, executor=executor, rows=options.rows)
     _progress("")
     passed = sum(result.ok for result in results)
-    host_only = sum(result.ok and bool(result.host_only) for result in results)
+    host_only = sum(result.ok and result.skipped for result in results)
     last = f"{passed} of {len(results)} pass"
     if host_only:
         last = f"{passed - host_only} of {len(results)} pass, {host_only} for the host alone"

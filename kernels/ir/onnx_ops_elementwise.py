@@ -229,6 +229,24 @@ def _is_inf(call: Call) -> Result:
     return elementwise(call, Op.EQ, elementwise(call, Op.ABS, call.operand(0)), f32(math.inf))
 
 
+def _dequantize(call: Call) -> Result:
+    """``(x - zero) * scale``, scale and zero for all or one for each place of an axis."""
+    x = call.value(0)
+    scale = call.array(1, "its scale")
+    zero = call.array(2, "its zero point") if call.has(2) else np.zeros_like(scale)
+    if scale.ndim > 1:
+        raise call.refuse("has a scale for each block")
+    if scale.ndim == 1 and scale.size > 1:
+        axis = call.axis(call.attribute("axis", 1), x.view.rank)
+        behind = [1] * (x.view.rank - axis - 1)
+        scale, zero = (each.reshape(-1, *behind) for each in (scale, zero))
+    if x.node.dtype is not DType.FLOAT:
+        x = elementwise(call, Op.CAST, x, dtype=DType.FLOAT)
+    if np.any(zero):
+        x = elementwise(call, Op.SUB, x, zero.astype(np.float32))
+    return elementwise(call, Op.MUL, x, scale.astype(np.float32))
+
+
 def _tan(call: Call) -> Result:
     x = call.operand(0)
     return elementwise(call, Op.DIV, elementwise(call, Op.SIN, x), elementwise(call, Op.COS, x))
@@ -296,6 +314,7 @@ ELEMENTWISE: Final[Table] = {
     "ThresholdedRelu": _thresholded_relu,
     "PRelu": _prelu,
     "IsInf": _is_inf,
+    "DequantizeLinear": _dequantize,
     "Tan": _tan,
     "Where": _where,
 }

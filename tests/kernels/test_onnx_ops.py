@@ -23,6 +23,9 @@ def i64(*numbers: int) -> NDArray[np.int64]:
 # Constants by name; what a body does not read is left out by pruning.
 CONSTANTS: dict[str, Any] = {
     "half": np.float32(0.5),
+    "four": np.float32(4.0),
+    "five": np.asarray(5, np.int8),
+    "zeros24": np.zeros(24, np.int8),
     "two": np.float32(2.0),
     "one": np.float32(1.0),
     "zero": np.float32(0.0),
@@ -131,6 +134,9 @@ BODIES = {
     "is inf": "a = Relu(candidate)\nb = Reciprocal(a)\nc = IsInf(b)\nscores = Where(c, a, b)",
     "one hot": "a = Cast<to=7>(candidate)\nh = OneHot<axis=1>(a, i3, v01)\n"
     "scores = ReduceMax<keepdims=0>(h, i2)",
+    "dequantized": "a = Mul(candidate, four)\nq = Cast<to=3>(a)\n"
+    "x = DequantizeLinear(q, half, five)\ny = DequantizeLinear<axis=1>(q, row24, zeros24)\n"
+    "scores = Add(x, y)",
     "dropout": "scores, mask = Dropout(candidate)",
     # Reductions
     "softmax": "x = Reshape(candidate, to_64)\ny = Softmax<axis=1>(x)\nscores = Reshape(y, flat)",
