@@ -11,7 +11,6 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Final, Protocol, TypeAlias
@@ -25,6 +24,7 @@ from kernels.executor import Staging
 from kernels.gpu.buckets import bucket_of, choose_buckets, fit, padding, usual_buckets
 from kernels.gpu.device import Context, Device, Isolation
 from kernels.gpu.lanes import Blocks, Lane
+from kernels.gpu.traffic import Statistics, Traffic
 from kernels.program import Bucket, Program, Source, Target
 
 log = logging.getLogger(__name__)
@@ -61,27 +61,6 @@ class Model:
     name: str
     blocks: Blocks
     compile: Compile
-
-
-@attrs.frozen(kw_only=True)
-class Statistics:
-    """What an executor did since it was opened.
-
-    Attributes:
-        rows: Asked for.
-        rows_run: The same with padding.
-        padding: Share of ``rows_run`` that was padding.
-        buckets: Rows of the buckets that are ready.
-        launches_by_bucket: Launches in each bucket, by its rows.
-    """
-
-    launches: int
-    requests: int
-    rows: int
-    rows_run: int
-    padding: float
-    buckets: tuple[int, ...]
-    launches_by_bucket: dict[int, int]
 
 
 class GpuExecutor:
@@ -128,12 +107,8 @@ class GpuExecutor:
         self._ready: tuple[Bucket, ...] = ()
         self._lost: DeviceLost | None = None
         self._closed = False
-        self._running: list[tuple[int, Bucket] | None] = [None] * n_lanes
-        # Kept a lane, as each has a thread of its own: batches by their rows, and by those of
-        # their bucket; requests.
-        self._traffic: list[Counter[int]] = [Counter() for _ in range(n_lanes)]
-        self._by_bucket: list[Counter[int]] = [Counter() for _ in range(n_lanes)]
-        self._n_requests = [0] * n_lanes
+        self._running: list[int | None] = [None] * n_lanes
+        self._traffic = Traffic(n_lanes)
         self._contexts: list[Context] = []
         self._lanes: list[Lane] = []
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -221,10 +196,10 @@ class GpuExecutor:
         except DeviceLost as error:
             self._lost = error
             raise
-        self._running[lane] = (n_rows, bucket)
-        self._traffic[lane][n_rows] += 1
-        self._by_bucket[lane][bucket.rows] += 1
-        self._n_requests[lane] += n_requests
+        self._running[lane] = n_rows
+        n_launches = self._traffic.note(lane, n_requests, n_rows, bucket.rows)
+        if self._adapts and n_launches % _LOOK_EVERY == 0:
+            self._tasks.put(self._adapt)
 
     def finish(self, lane: int) -> NDArray[np.float32]:
         """Wait for what ``start`` queued on a lane; return as ``run`` does, and raise as it does.
@@ -234,17 +209,13 @@ class GpuExecutor:
         running, self._running[lane] = self._running[lane], None
         if running is None:
             raise self._failed(f"lane {lane} has nothing to finish")
-        n_rows, bucket = running
         try:
-            scores = self._lanes[lane].finish(n_rows)
+            return self._lanes[lane].finish(running)
         except CudaError as error:
-            raise self._failed(f"{n_rows} rows: {error}") from error
+            raise self._failed(f"{running} rows: {error}") from error
         except DeviceLost as error:
             self._lost = error
             raise
-        if self._adapts and self._by_bucket[lane][bucket.rows] % _LOOK_EVERY == 0:
-            self._tasks.put(self._adapt)
-        return scores
 
     def measure(self) -> list[tuple[int, float]]:
         """Time a launch in each bucket that is ready: ``(rows, seconds)`` of each.
@@ -259,26 +230,12 @@ class GpuExecutor:
             start = time.perf_counter()
             self.run(0, 1, bucket.rows)
             times.append((bucket.rows, time.perf_counter() - start))
-        self._traffic[0].clear()
-        self._by_bucket[0].clear()
-        self._n_requests[0] = 0
+        self._traffic.forget(0)
         return times
 
     def statistics(self) -> Statistics:
         """Return what was done so far, ``measure`` aside. From any thread."""
-        traffic = _sum(self._traffic)
-        by_bucket = _sum(self._by_bucket)
-        rows = sum(n_rows * count for n_rows, count in traffic.items())
-        rows_run = sum(size * count for size, count in by_bucket.items())
-        return Statistics(
-            launches=sum(by_bucket.values()),
-            requests=sum(self._n_requests),
-            rows=rows,
-            rows_run=rows_run,
-            padding=1.0 - rows / rows_run if rows_run else 0.0,
-            buckets=tuple(bucket.rows for bucket in self._ready),
-            launches_by_bucket=dict(sorted(by_bucket.items())),
-        )
+        return self._traffic.statistics(tuple(bucket.rows for bucket in self._ready))
 
     def close(self) -> None:
         """Wait for whatever compiles or runs, and free everything. Can be called twice.
@@ -344,7 +301,7 @@ class GpuExecutor:
         blocks = self._blocks
         if len(self._ready) >= _KEEP * len(self._wanted):
             return
-        traffic = _sum(self._traffic)
+        traffic = self._traffic.by_rows()
         chosen = choose_buckets(traffic, len(self._wanted), blocks.max_rows, blocks.max_requests)
         missing = [bucket for bucket in reversed(chosen) if bucket not in self._ready]
         if missing and padding(traffic, chosen) < padding(traffic, self._ready):
@@ -400,11 +357,3 @@ class GpuExecutor:
 
     def _failed(self, problem: str) -> LaunchFailed:
         return LaunchFailed(f"{self._model.name}: {problem}")
-
-
-def _sum(counters: Iterable[Counter[int]]) -> Counter[int]:
-    total: Counter[int] = Counter()
-    for counter in counters:
-        # Copied first, in one step of the interpreter: its lane's thread may add to it.
-        total.update(dict(counter))
-    return total
