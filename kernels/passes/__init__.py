@@ -4,7 +4,7 @@ Reading order: ``rewrite.py`` (the core: bottom-up, rules asked until they have 
 ``views.py`` and ``affine.py`` (helpers of movement and of LINEAR), then the passes as they run:
 ``fold.py`` with ``movement.py``, ``concat.py`` and ``sink.py`` (normal forms), ``primitives.py``
 (softmax and others written out), ``linear.py``, ``split_k.py``, ``target_attention.py`` and
-``encoder.py`` (composites), ``siblings.py``, ``user_once.py`` (judged by ``flops.py``).
+``encoder.py`` (composites), ``siblings.py``, ``user_once.py``.
 ``optimise.py`` runs all to a fixed point; ``expand.py`` writes composites out again.
 """
 

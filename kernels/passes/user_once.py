@@ -23,9 +23,9 @@ import numpy as np
 
 from kernels.ir.build import make
 from kernels.ir.node import Lead, Node, Op, Shape
+from kernels.ir.reference import multiply_adds
 from kernels.ir.rules import ELEMENTWISE
 from kernels.passes.affine import Array, activated, bias, blocks, linear, spec
-from kernels.passes.flops import flops
 from kernels.passes.rewrite import Rule, Uses, by_op
 from kernels.passes.views import join
 
@@ -76,8 +76,9 @@ def _split_linear(node: Node, _: Uses) -> Node | None:
     grouped, offset = spec(node).grouped, bias(node)
     part = linear(repeated, offset, grouped=grouped, name=node.name)
     rest = linear(own, np.zeros_like(offset), grouped=grouped, name=node.name)
-    apart = flops(rest) + node.width + flops(part) / _ROWS_OF_A_REQUEST
-    if apart >= flops(node):
+    # An addition for each element besides; a multiply-add counts as two operations.
+    apart = multiply_adds(rest) + node.width / 2 + multiply_adds(part) / _ROWS_OF_A_REQUEST
+    if apart >= multiply_adds(node):
         return None
     both = make(Op.ADD, rest, make(Op.TO_ROWS, part), name=node.name)
     return activated(both, spec(node))
