@@ -80,6 +80,16 @@ def test_a_model_of_torch_equals_torch_in_float64(name: str) -> None:
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-9)
 
 
+@needs_peers
+@pytest.mark.parametrize("name", ["DIN", "MMoE"])
+def test_scores_of_a_model_can_be_spread(name: str) -> None:
+    module = peer_models.peer_module(name)
+    peer_models.spread_scores(module, 1.5)
+    scores = peer_models.peer_scores(module, peer_models.peer_inputs(module, 256, seed=1))
+    logits = np.log(scores / (1 - scores))
+    np.testing.assert_allclose(logits.std(axis=0), 1.5, rtol=1e-3)
+
+
 def test_a_layout_has_embeddings_first_and_dense_last() -> None:
     shapes = {"dense": (13,), "first": (26,), "emb": (26, 16), "other": (8,)}
     layout = peer_models.layout_of(shapes)
