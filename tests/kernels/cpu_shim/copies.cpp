@@ -40,11 +40,10 @@ void transact(Mbarrier& b, int bytes, At at) {
   if (abs(b.transactions) > MAX_TRANSACTIONS) fail("the mbarrier at byte %u counts %d bytes, more than it can, at %s", b.offset - LOW, b.transactions, place(at).c_str());
 }
 
+// Soon, later, or with some seeds not before nothing else can run.
 u64 some_time() {
-  const u32 r = random_below(10);
-  if (r < 5) return step + random_below(16);
-  if (r < 9) return step + random_below(1024);
-  return IDLE;
+  if (random_below(100) < late_percent) return IDLE;
+  return step + random_below(random_below(2) ? 16 : 1024);
 }
 
 void carry_out(const Copy& copy) {
@@ -76,6 +75,7 @@ void issue(u32 to, const u8* from, Block* from_block, u32 bytes, u32 bar, At at)
 }  // namespace
 
 u64 next_copy_due = IDLE;
+u32 late_percent;
 size_t copies_under_way() { return copies.size(); }
 void forget_copies() { copies.clear(), next_copy_due = IDLE; }
 

@@ -154,6 +154,7 @@ void races_forget();
 
 // ---- copies.cpp
 extern u64 next_copy_due;
+extern u32 late_percent;  // of bulk copies: done only when nothing else can run
 size_t copies_under_way();
 void run_due_copies(bool idle);
 void forget_copies();

@@ -60,6 +60,7 @@ std::vector<Cluster*> resident;
 std::vector<u8*> stacks;
 char message[16384];
 bool failed, stuck;
+bool outranked;    // a warp of higher priority than the one that runs has become ready
 u32 change_every;  // choices, for each change of a priority
 u32 lowest;        // priority of the warp that paused last
 stack_t old_signal_stack;
@@ -130,9 +131,10 @@ Fiber* next() {
     return nullptr;
   }
   if (step >= next_copy_due) run_due_copies(false);
-  while (!current || !current->ready || (launch.order != Order::TURN && !random_below(256))) {
+  while (!current || !current->ready || outranked || (launch.order != Order::TURN && !random_below(256))) {
     if (current && current->ready) enqueue(current);
     current = nullptr;
+    outranked = false;
     if (head == queue.size()) {
       if (!copies_under_way()) {
         stuck = true;
@@ -363,7 +365,9 @@ u32 random_below(u32 n) { return n ? (u32)((u64)random_bits() * n >> 32) : 0; }
 void wake(Fiber* fiber) {
   fiber->wait = Wait{};
   fiber->warp->ready |= 1u << fiber->lane;
-  if (fiber->warp != current) enqueue(fiber->warp);
+  if (fiber->warp == current) return;
+  enqueue(fiber->warp);
+  if (launch.order == Order::PRIORITY && current && fiber->warp->priority > current->priority) outranked = true;
 }
 
 void wait_here(const Wait& wait) {
@@ -389,7 +393,7 @@ void pause(At) {
 
 // Between any two steps of a thread that others could notice.
 void maybe_pause() {
-  if (launch.order != Order::TURN && !random_below(16)) turn_over();
+  if (outranked || (launch.order != Order::TURN && !random_below(16))) turn_over();
 }
 
 void fail(const char* format, ...) {
@@ -421,9 +425,10 @@ EXPORT int tb_launch(void (*entry)(void**), void** args, const u32* sizes, u32 d
   if (seed) launch.order = seed % 2 ? Order::RANDOM : Order::PRIORITY;
   random_state = seed * 0x9e3779b97f4a7c15ull;
   lowest = 1u << 31;
+  late_percent = seed ? random_below(3) * 10 : 10;
   change_every = 16u << 4 * random_below(5);
   races_on = races;
-  step = 0, head = 0, current = nullptr, failed = false, self = nullptr;
+  step = 0, head = 0, current = nullptr, failed = outranked = false, self = nullptr;
   queue.clear();
   forget_copies();
   refuel();
