@@ -76,6 +76,24 @@ template <int R> DEVICE u32 float_address(u32 value, int r, int c) { return valu
 template <int R, class T> DEVICE float load_half(u32 value, int r, int c) { return T::unpack(load_shared_u16(half_address<R>(value, r, c))); }
 template <int R> DEVICE float load_float(u32 value, int r, int c) { return load_shared_f32(float_address<R>(value, r, c)); }
 
+// Eight halves, or four floats, that lie together; the first at a multiple of as many columns. half_of takes one out.
+template <int R> DEVICE U32x4 chunk_of(u32 value, int r, int c) { return load_shared_u32x4(value + ((c >> 3) * R + r) * 16); }
+template <int R> DEVICE F32x4 floats_of(u32 value, int r, int c) { return load_shared_f32x4(value + ((c >> 2) * R + r) * 16); }
+template <class T, int J> DEVICE float half_of(const U32x4& v) {
+  const u32 word = J < 2 ? v.x : J < 4 ? v.y : J < 6 ? v.z : v.w;
+  return T::unpack((u16)(J % 2 ? word >> 16 : word));
+}
+template <class T> DEVICE U32x4 pack_eight(const float* v) { return U32x4{T::pack2(v[0], v[1]), T::pack2(v[2], v[3]), T::pack2(v[4], v[5]), T::pack2(v[6], v[7])}; }
+// Stores eight neighbours of a value, of halves or of floats; c is a multiple of eight.
+template <class Cfg, bool HALVES> DEVICE void store_eight(u32 value, int r, int c, const float* v) {
+  if constexpr (HALVES) store_shared_u32x4(value + ((c >> 3) * Cfg::R + r) * 16, pack_eight<typename Cfg::T>(v));
+  else {
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+      store_shared_u32x4(value + (((c >> 2) + h) * Cfg::R + r) * 16, U32x4{__float_as_uint(v[4 * h]), __float_as_uint(v[4 * h + 1]), __float_as_uint(v[4 * h + 2]), __float_as_uint(v[4 * h + 3])});
+  }
+}
+
 // ---- row-major matrices in global memory. `at` takes a row of the batch. WRITTEN: an earlier launch of the chain
 // wrote it, so that the read-only path must not be taken.
 struct Float32 { static constexpr int BYTES = 4; };
@@ -114,8 +132,15 @@ template <class Cfg, class E, int WIDTH, int CHUNKS, int LD, bool ALIGNED, class
 DEVICE void load_columns(const Tile<Cfg>& tile, u32 value, const u8* matrix, int column, Row row) {
   constexpr int R = Cfg::R, BYTES = Element<E>::BYTES, WHOLE = ALIGNED ? WIDTH / 8 : 0;
   const int thread = tile.warp * 32 + tile.lane;
-  if constexpr (WHOLE > 0) {
-    // Several loads are in flight before the first is stored; neighbouring threads read along a row.
+  if constexpr (WHOLE >= 32) {
+    // A warp a row, many loads in flight before the first is stored.
+    for (int r = tile.warp; r < R; r += Cfg::NW) {
+      const u8* from = matrix + ((u64)row(r) * LD + column) * BYTES;
+#pragma unroll 8
+      for (int chunk = tile.lane; chunk < WHOLE; chunk += 32)
+        store_shared_u32x4(value + (chunk * R + r) * 16, load_eight<typename Cfg::T, E>(from + chunk * 8 * BYTES));
+    }
+  } else if constexpr (WHOLE > 0) {
 #pragma unroll 4
     for (int i = thread; i < R * WHOLE; i += Cfg::NW * 32) {
       const int r = i / WHOLE, chunk = i - r * WHOLE;
@@ -127,7 +152,7 @@ DEVICE void load_columns(const Tile<Cfg>& tile, u32 value, const u8* matrix, int
     float v[8];
 #pragma unroll
     for (int j = 0; j < 8; j++) v[j] = chunk * 8 + j < WIDTH ? load_matrix<E, LD>(matrix, row(r), column + chunk * 8 + j) : 0.f;
-    store_shared_u32x4(value + (chunk * R + r) * 16, U32x4{Cfg::T::pack2(v[0], v[1]), Cfg::T::pack2(v[2], v[3]), Cfg::T::pack2(v[4], v[5]), Cfg::T::pack2(v[6], v[7])});
+    store_shared_u32x4(value + (chunk * R + r) * 16, pack_eight<typename Cfg::T>(v));
   }
 }
 
@@ -138,7 +163,16 @@ template <class Cfg, int WIDTH, int CHUNKS, class F> DEVICE void map_half(const 
     float v[8];
 #pragma unroll
     for (int j = 0; j < 8; j++) v[j] = CHUNKS * 8 == WIDTH || c + j < WIDTH ? f(r, c + j) : 0.f;
-    store_shared_u32x4(value + (c / 8 * Cfg::R + r) * 16, U32x4{Cfg::T::pack2(v[0], v[1]), Cfg::T::pack2(v[2], v[3]), Cfg::T::pack2(v[4], v[5]), Cfg::T::pack2(v[6], v[7])});
+    store_eight<Cfg, true>(value, r, c, v);
+  }
+}
+// The same, f(r, c, v) giving eight neighbours at once, of a value of halves or of floats; WIDTH is a multiple of eight.
+template <class Cfg, int WIDTH, bool HALVES, class F> DEVICE void map_eight(const Tile<Cfg>& tile, u32 value, F f) {
+  for (int i = tile.warp * 32 + tile.lane; i < Cfg::R * (WIDTH / 8); i += Cfg::NW * 32) {
+    const int r = i % Cfg::R, c = i / Cfg::R * 8;
+    float v[8];
+    f(r, c, v);
+    store_eight<Cfg, HALVES>(value, r, c, v);
   }
 }
 template <class Cfg, int WIDTH, class F> DEVICE void map_float(const Tile<Cfg>& tile, u32 value, F f) {
@@ -161,13 +195,15 @@ template <class Cfg, class E, int WIDTH, int LD, class F> DEVICE void map_matrix
 // Columns of one matrix become columns of another, of halves; all places are multiples of 16 bytes.
 template <class Cfg, class E, int WIDTH, int LD_FROM, int LD_TO, class Row>
 DEVICE void copy_columns(const Tile<Cfg>& tile, u8* to, int to_column, const u8* from, int from_column, Row row) {
-  constexpr int ROWS = ceil_div(Cfg::R, Cfg::C), CHUNKS = WIDTH / 8;
-#pragma unroll 4
-  for (int i = tile.warp * 32 + tile.lane; i < ROWS * CHUNKS; i += Cfg::NW * 32) {
-    const int r = (int)tile.rank * ROWS + i / CHUNKS, c = i % CHUNKS * 8;
+  constexpr int ROWS = ceil_div(Cfg::R, Cfg::C);
+  for (int i = tile.warp; i < ROWS; i += Cfg::NW) {
+    const int r = (int)tile.rank * ROWS + i;
     if (r >= Cfg::R || tile.row0 + r >= tile.n_rows) continue;
-    const U32x4 v = load_eight<typename Cfg::T, E>(from + ((u64)row(r) * LD_FROM + from_column + c) * Element<E>::BYTES);
-    store_global_u32x4(to + ((u64)(tile.row0 + r) * LD_TO + to_column + c) * 2, v);
+    const u8* source = from + ((u64)row(r) * LD_FROM + from_column) * Element<E>::BYTES;
+    u8* target = to + ((u64)(tile.row0 + r) * LD_TO + to_column) * 2;
+#pragma unroll 8
+    for (int c = tile.lane * 8; c < WIDTH; c += 256)
+      store_global_u32x4(target + c * 2, load_eight<typename Cfg::T, E>(source + c * Element<E>::BYTES));
   }
 }
 // A value of halves becomes columns of a matrix of halves.
@@ -179,36 +215,67 @@ template <class Cfg, int WIDTH, int LD> DEVICE void store_columns(const Tile<Cfg
     store_global_u32x4(to + ((u64)(tile.row0 + r) * LD + column + chunk * 8) * 2, load_shared_u32x4(value + (chunk * Cfg::R + r) * 16));
   }
 }
+// The items of a step that several lanes share: neighbouring lanes have different items, hence different rows, whose elements
+// lie in different banks. The lanes of one item are a multiple of ITEMS apart.
+template <class Cfg, int LANES> struct Shared {
+  static constexpr int ITEMS = 32 / LANES;
+  static DEVICE int first(const Tile<Cfg>& tile) { return tile.warp * ITEMS + tile.lane % ITEMS; }
+  static DEVICE int part(const Tile<Cfg>& tile) { return tile.lane / ITEMS; }
+  template <class Fold> static DEVICE float fold(float v, Fold f) {
+#pragma unroll
+    for (int lanes = ITEMS; lanes < 32; lanes <<= 1) v = f(v, shuffle_xor(v, lanes));
+    return v;
+  }
+};
 // As map_float, of sums (or maxima ...): f(r, c, k) for k < COUNT is folded by `fold`, from `first`; LANES threads share one
 // result. finish(v) is stored.
 template <class Cfg, int WIDTH, int COUNT, int LANES, class F, class Fold, class Finish>
 DEVICE void reduce_float(const Tile<Cfg>& tile, u32 value, float first, F f, Fold fold, Finish finish) {
-  constexpr int ITEMS = Cfg::R * WIDTH, GROUPS = Cfg::NW * 32 / LANES;
-  const int thread = tile.warp * 32 + tile.lane;
-  for (int i = thread / LANES; i < ceil_div(ITEMS, GROUPS) * GROUPS; i += GROUPS) {  // whole warps stay together for the shuffles
+  typedef Shared<Cfg, LANES> S;
+  constexpr int ITEMS = Cfg::R * WIDTH, STRIDE = Cfg::NW * S::ITEMS;
+  for (int i = S::first(tile); i < ceil_div(ITEMS, STRIDE) * STRIDE; i += STRIDE) {  // whole warps stay together for the shuffles
     const int item = i < ITEMS ? i : ITEMS - 1, r = item % Cfg::R, c = item / Cfg::R;
     float v = first;
-    for (int k = thread % LANES; k < COUNT; k += LANES) v = fold(v, f(r, c, k));
+    for (int k = S::part(tile); k < COUNT; k += LANES) v = fold(v, f(r, c, k));
+    v = S::fold(v, fold);
+    if (i < ITEMS && S::part(tile) == 0) store_shared_f32(float_address<Cfg::R>(value, r, c), finish(v));
+  }
+}
+// The same, f(r, c, k, v) giving eight neighbours at once, into a value of halves or of floats; WIDTH is a multiple of eight.
+template <class Cfg, int WIDTH, int COUNT, int LANES, bool HALVES, class F, class Fold, class Finish>
+DEVICE void reduce_eight(const Tile<Cfg>& tile, u32 value, float first, F f, Fold fold, Finish finish) {
+  typedef Shared<Cfg, LANES> S;
+  constexpr int ITEMS = Cfg::R * WIDTH / 8, STRIDE = Cfg::NW * S::ITEMS;
+  for (int i = S::first(tile); i < ceil_div(ITEMS, STRIDE) * STRIDE; i += STRIDE) {
+    const int item = i < ITEMS ? i : ITEMS - 1, r = item % Cfg::R, c = item / Cfg::R * 8;
+    float sums[8];
 #pragma unroll
-    for (int lanes = LANES / 2; lanes; lanes >>= 1) v = fold(v, shuffle_xor(v, lanes));
-    if (i < ITEMS && thread % LANES == 0) store_shared_f32(float_address<Cfg::R>(value, r, c), finish(v));
+    for (int j = 0; j < 8; j++) sums[j] = first;
+#pragma unroll 2
+    for (int k = S::part(tile); k < COUNT; k += LANES) {
+      float v[8];
+      f(r, c, k, v);
+#pragma unroll
+      for (int j = 0; j < 8; j++) sums[j] = fold(sums[j], v[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < 8; j++) sums[j] = finish(S::fold(sums[j], fold));
+    if (i < ITEMS && S::part(tile) == 0) store_eight<Cfg, HALVES>(value, r, c, sums);
   }
 }
 // Softmax of f(r, c, k) over k < COUNT for each c < WIDTH; `to(r, c, k, v)` stores. LANES threads share one.
 template <class Cfg, int WIDTH, int COUNT, int LANES, class F, class To> DEVICE void softmax(const Tile<Cfg>& tile, F f, To to) {
-  constexpr int ITEMS = Cfg::R * WIDTH, GROUPS = Cfg::NW * 32 / LANES;
-  const int thread = tile.warp * 32 + tile.lane;
-  for (int i = thread / LANES; i < ceil_div(ITEMS, GROUPS) * GROUPS; i += GROUPS) {
-    const int item = i < ITEMS ? i : ITEMS - 1, r = item % Cfg::R, c = item / Cfg::R;
+  typedef Shared<Cfg, LANES> S;
+  constexpr int ITEMS = Cfg::R * WIDTH, STRIDE = Cfg::NW * S::ITEMS;
+  const auto larger = [](float a, float b) { return b > a || b != b ? b : a; };
+  for (int i = S::first(tile); i < ceil_div(ITEMS, STRIDE) * STRIDE; i += STRIDE) {
+    const int item = i < ITEMS ? i : ITEMS - 1, r = item % Cfg::R, c = item / Cfg::R, part = S::part(tile);
     float top = -__int_as_float(0x7f800000), sum = 0.f;
-    for (int k = thread % LANES; k < COUNT; k += LANES) { const float v = f(r, c, k); top = v > top || v != v ? v : top; }
-#pragma unroll
-    for (int lanes = LANES / 2; lanes; lanes >>= 1) { const float v = shuffle_xor(top, lanes); top = v > top || v != v ? v : top; }
-    for (int k = thread % LANES; k < COUNT; k += LANES) sum += __expf(f(r, c, k) - top);
-#pragma unroll
-    for (int lanes = LANES / 2; lanes; lanes >>= 1) sum += shuffle_xor(sum, lanes);
-    const float scale = 1.f / sum;
-    if (i < ITEMS) for (int k = thread % LANES; k < COUNT; k += LANES) to(r, c, k, __expf(f(r, c, k) - top) * scale);
+    for (int k = part; k < COUNT; k += LANES) top = larger(top, f(r, c, k));
+    top = S::fold(top, larger);
+    for (int k = part; k < COUNT; k += LANES) sum += __expf(f(r, c, k) - top);
+    const float scale = 1.f / S::fold(sum, [](float a, float b) { return a + b; });
+    if (i < ITEMS) for (int k = part; k < COUNT; k += LANES) to(r, c, k, __expf(f(r, c, k) - top) * scale);
   }
 }
 // The K largest of f(r, c, k), k < COUNT, sorted; SIGN -1 for the smallest. One thread a (row, c): counts are small.
@@ -347,24 +414,42 @@ template <class Cfg> DEVICE void zero_chunks(const Tile<Cfg>& tile, u32 value, i
   for (int i = tile.warp * 32 + tile.lane; i < n * Cfg::R; i += Cfg::NW * 32) store_shared_u32x4(value + first * Cfg::R * 16 + i * 16, U32x4{0, 0, 0, 0});
 }
 
-// A Linear of few outputs: a warp a row, lanes along K, weights as floats in shared memory, [N][K]. x(r, k) gives the input.
-// `to(r, n, v)` gets each sum; every lane calls it for one n.
-template <class Cfg, int N, int K, class X, class To> DEVICE void narrow_linear(const Tile<Cfg>& tile, u32 weights, X x, To to) {
-  static_assert(N <= 32, "a lane an output");
-  for (int r = tile.warp; r < Cfg::R; r += Cfg::NW) {
+// A Linear of few outputs. Rows are shared by the lanes of a warp, neighbouring lanes having different rows; weights lie as
+// floats in shared memory, [N][COLUMNS], the columns of each source from a multiple of four on. sums(r, part, parts, sum)
+// adds what falls to one of `parts` lanes, by narrow_part; to(r, n, v) gets each sum.
+template <class Cfg, int N, class Sums, class To> DEVICE void narrow_linear(const Tile<Cfg>& tile, Sums sums, To to) {
+  constexpr int ROWS = Cfg::R >= Cfg::NW ? Cfg::R / Cfg::NW : 1, PARTS = 32 / ROWS;
+  static_assert(N <= PARTS && (ROWS & (ROWS - 1)) == 0, "a lane an output");
+  for (int r0 = tile.warp * ROWS; r0 < Cfg::R; r0 += Cfg::NW * ROWS) {
+    const int r = r0 + tile.lane % ROWS, part = tile.lane / ROWS;
     float sum[N];
 #pragma unroll
     for (int n = 0; n < N; n++) sum[n] = 0.f;
-#pragma unroll 4
-    for (int k = tile.lane; k < K; k += 32) {
-      const float v = x(r, k);
+    sums(r, part, sum);
 #pragma unroll
-      for (int n = 0; n < N; n++) sum[n] += v * load_shared_f32(weights + (n * K + k) * 4);
+    for (int n = 0; n < N; n++) {
+#pragma unroll
+      for (int lanes = ROWS; lanes < 32; lanes <<= 1) sum[n] += shuffle_xor(sum[n], lanes);
+      if (part == n) to(r, n, sum[n]);
     }
-    float mine = 0.f;
+  }
+}
+// One source of K columns: eight(k, v) gives eight of them from a multiple of eight on, one(k) a single one.
+template <class Cfg, int N, int K, int COLUMNS, class Eight, class One> DEVICE void narrow_part(u32 weights, int part, float* sum, Eight eight, One one) {
+  constexpr int ROWS = Cfg::R >= Cfg::NW ? Cfg::R / Cfg::NW : 1, PARTS = 32 / ROWS;
+  for (int k = part * 8; k + 8 <= K; k += PARTS * 8) {
+    float v[8];
+    eight(k, v);
 #pragma unroll
-    for (int n = 0; n < N; n++) { const float v = warp_sum(sum[n]); if (tile.lane == n) mine = v; }
-    if (tile.lane < N) to(r, tile.lane, mine);
+    for (int n = 0; n < N; n++) {
+      const F32x4 a = load_shared_f32x4(weights + (n * COLUMNS + k) * 4), b = load_shared_f32x4(weights + (n * COLUMNS + k + 4) * 4);
+      sum[n] += v[0] * a.x + v[1] * a.y + v[2] * a.z + v[3] * a.w + v[4] * b.x + v[5] * b.y + v[6] * b.z + v[7] * b.w;
+    }
+  }
+  for (int k = K / 8 * 8 + part; k < K; k += PARTS) {
+    const float v = one(k);
+#pragma unroll
+    for (int n = 0; n < N; n++) sum[n] += v * load_shared_f32(weights + (n * COLUMNS + k) * 4);
   }
 }
 // out(r, g, n) = sum_k x(r, g, k) w[g or 0][k][n] for G groups of rows of weights, in fp32, a thread four rows of a column.
@@ -422,6 +507,4 @@ template <class Cfg, int F, int D, bool DIAGONAL, class Fetch, class To> DEVICE 
       }
   }
 }
-// 8 halves of a value, from a column that is a multiple of 8.
-template <int R> DEVICE U32x4 chunk_of(u32 value, int r, int c) { return load_shared_u32x4(value + ((c >> 3) * R + r) * 16); }
 DEVICE void put_words(u32* words, U32x4 v) { words[0] = v.x; words[1] = v.y; words[2] = v.z; words[3] = v.w; }

@@ -17,7 +17,7 @@ import attrs
 from kernels.errors import GraphError
 from kernels.ir.node import DType, Node, Op, Slice, Take
 from kernels.ir.rules import RULES
-from kernels.plan.index import Index, add, flat, mul, unflat
+from kernels.plan.index import Index, Term, add, flat, mul, unflat
 
 MOVEMENT: Final = frozenset(
     {Op.RESHAPE, Op.TRANSPOSE, Op.EXPAND, Op.SLICE, Op.CONCAT, Op.TAKE, Op.TO_ROWS}
@@ -30,12 +30,14 @@ _ROUNDED_TO_FLOAT: Final = 17
 class Memory(Protocol):
     """Where values lie that an expression may load."""
 
-    def load(self, node: Node, element: Index, row: str) -> str | None:
+    def load(self, node: Node, element: Index, row: str, scope: Expression) -> str | None:
         """Return text that loads an element of a row, or None: it must be computed.
 
         Args:
+            node: The value.
             element: Place of the element among the row's.
             row: ``r`` for the tile's row; otherwise text that gives the row of a matrix.
+            scope: Where a load of several neighbours can get a name, ``Expression.shared``.
         """
 
     def table(self, values: Sequence[int | float], dtype: DType, index: Index) -> str:
@@ -55,6 +57,7 @@ class Expression:
     bound: Mapping[Node, str] = attrs.field(factory=dict)
     lines: list[str] = attrs.field(factory=list)
     _known: dict[tuple[Node, tuple[Index, ...], str], str] = attrs.field(factory=dict)
+    _shared: dict[str, str] = attrs.field(factory=dict)
     _n_names: list[int] = attrs.field(factory=lambda: [0])
 
     def element(self, node: Node, coordinates: tuple[Index, ...], row: str = "r") -> str:
@@ -74,10 +77,20 @@ class Expression:
 
     def name(self, dtype: DType, text: str) -> str:
         """Give a value a name."""
-        self._n_names[0] += 1
-        name = f"t{self._n_names[0]}"
+        name = self._new_name()
         self.lines.append(f"const {C_TYPES[dtype]} {name} = {text};")
         return name
+
+    def shared(self, kind: str, text: str) -> str:
+        """Name a load of type ``kind``, once for all elements that are taken from it."""
+        if text not in self._shared:
+            self._shared[text] = self._new_name()
+            self.lines.append(f"const {kind} {self._shared[text]} = {text};")
+        return self._shared[text]
+
+    def _new_name(self) -> str:
+        self._n_names[0] += 1
+        return f"t{self._n_names[0]}"
 
     def body(self, result: str) -> str:
         """Return the statements, then one that returns ``result``."""
@@ -88,7 +101,7 @@ class Expression:
             return self.bound[node]
         if node.op is Op.CONST:
             return self._constant(node, at)
-        loaded = self.memory.load(node, flat(at, node.dims), row) if load else None
+        loaded = self.memory.load(node, flat(at, node.dims), row, self) if load else None
         if loaded is not None:
             return self.name(node.dtype, loaded)
         if node.op in ELEMENTWISE:
@@ -137,7 +150,7 @@ class Expression:
     def _taken(self, take: Take, index: Index) -> Index:
         if isinstance(index, int):
             return take.indices[index]
-        return self.name(DType.INT, self.memory.table(take.indices, DType.INT, index))
+        return Term(self.name(DType.INT, self.memory.table(take.indices, DType.INT, index)))
 
     def _concat(self, node: Node, at: tuple[Index, ...], row: str) -> str:
         """Read only the piece that the element lies in: another's place may not exist."""
@@ -150,8 +163,7 @@ class Expression:
         if isinstance(index := at[axis], int):
             piece, start = [each for each in pieces if each[1] <= index and each[0].dims[axis]][-1]
             return self.element(piece, (*at[:axis], index - start, *at[axis + 1 :]), row)
-        self._n_names[0] += 1
-        name = f"t{self._n_names[0]}"
+        name = self._new_name()
         self.lines.append(f"{C_TYPES[node.dtype]} {name};")
         for position, (piece, start) in enumerate(pieces):
             last = position == len(pieces) - 1
@@ -166,11 +178,11 @@ class Expression:
     @contextmanager
     def _block(self, opening: str) -> Iterator[None]:
         """Names given inside are not known after it."""
-        known = dict(self._known)
+        known, shared = dict(self._known), dict(self._shared)
         self.lines.append(opening)
         yield
         self.lines.append("}")
-        self._known = known
+        self._known, self._shared = known, shared
 
 
 def narrowed(source: Node, at: tuple[Index, ...]) -> tuple[Index, ...]:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-import attrs
+from typing import TYPE_CHECKING
 
-from kernels.ir.node import Node, Op, Take
+import attrs
+import numpy as np
+
+from kernels.ir.node import DType, Node, Op, Take
+from kernels.plan.index import Term
+from kernels.plan.matrix import located
+from kernels.plan.steps import Step, Value
+from kernels.plan.tile_linear import half_view
+
+if TYPE_CHECKING:
+    from kernels.plan.tile import TileBuilder
 
 # What the device code takes: two m-tiles of vectors, and 16 bytes at least a lane.
 _MOST_VECTORS = 32
@@ -56,3 +66,72 @@ def _pieces(x: Node) -> tuple[Node, ...]:
     if x.op is Op.CONCAT and x.arg == 1:
         return tuple(piece for source in x.sources for piece in _pieces(source))
     return (x,)
+
+
+def pair_dots(b: TileBuilder, node: Node) -> None:
+    """Make the step of a node that ``match_pair_dots`` recognised."""
+    pairs = b.pairs[node]
+    fetches, lines = [], []
+    first = 0
+    for piece in pairs.pieces:
+        count = piece.dims[0] if len(piece.dims) == 2 else piece.width // pairs.dim
+        found = located(piece, b.matrices)
+        held: Value | None = None
+        if found is not None and found.first % 8 == 0 and found.matrix.row_bytes % 16 == 0:
+            matrix, column = found.matrix, found.first
+            row = "request(r)" if found.requests else "r"
+            b.fetch(matrix, row)
+            row = b.row_of(matrix, row)
+            fetch = (
+                f"load_eight<Cfg::T, {matrix.element}>({b.parameter(matrix)} + "
+                f"((u64){row} * {matrix.ld} + {column} + (v - {first}) * {pairs.dim} + "
+                f"part * {pairs.dim // 4} + CHUNK) * {matrix.element_bytes})"
+            )
+        else:
+            held, column = half_view(b, piece)
+            fetches.append(held)
+            fetch = (
+                f"chunk_of<Cfg::R>({held.name}, r, {column} + (v - {first}) * {pairs.dim} + "
+                f"part * {pairs.dim // 4} + CHUNK)"
+            )
+        puts = (
+            f"put_words(f + {4 * i}, {fetch.replace('CHUNK', str(8 * i))});"
+            for i in range(pairs.dim // 32)
+        )
+        lines.append(f"if (v < {first + count}) {{ {' '.join(puts)} }}")
+        first += count
+    value = b.value(node.width, halves=node in b.wants_halves)
+    (b.halves if value.halves else b.floats)[node] = value
+    table = np.full(pairs.n * pairs.n, -1, np.int32)
+    for place, (i, j) in enumerate(pairs.pairs):
+        table[i * pairs.n + j] = place
+    direct = pairs.pairs == tuple((i, j) for i in range(pairs.n) for j in range(i))
+    where = "i * (i - 1) / 2 + j"
+    if not direct:
+        where = b.table(table.tolist(), DType.INT, Term(f"(i * {pairs.n} + j)"))
+    store = (
+        f"store_shared_u16(half_address<Cfg::R>({value.name}, r, c), (u16)Cfg::T::pack2(dot, 0.f));"
+        if value.halves
+        else f"store_shared_f32(float_address<Cfg::R>({value.name}, r, c), dot);"
+    )
+
+    def text() -> str:
+        zeros = ""
+        if value.halves and value.columns > value.width:
+            zeros = (
+                f"for (int r = tile.warp; r < Cfg::R; r += Cfg::NW) "
+                f"for (int c = {value.width} + tile.lane; c < {value.columns}; c += 32) "
+                f"store_shared_u16(half_address<Cfg::R>({value.name}, r, c), 0);"
+            )
+        diagonal = "true" if any(i == j for i, j in pairs.pairs) else "false"
+        body = " else ".join(lines)
+        return (
+            f"pair_dots<Cfg, {pairs.n}, {pairs.dim}, {diagonal}>(tile, "
+            f"[&](int r, int v, int part, u32* f) {{ {body} }}, "
+            f"[&](int r, int i, int j, float dot) {{ const int c = {where}; "
+            f"if ({'true' if direct else 'c >= 0'}) {store} }}); {zeros}"
+        )
+
+    flops = 2 * pairs.n * pairs.n * pairs.dim
+    title = f"pair dots {pairs.n} x {pairs.dim}"
+    b.add(Step(title, text, tuple(fetches), (value,), flops=flops))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kernels.errors import GraphError
 from kernels.ir.node import DType, Node, Op
 from kernels.plan.expression import Expression
-from kernels.plan.index import Index
+from kernels.plan.index import Index, Term
 from kernels.plan.matrix import Matrix, located
 from kernels.plan.phases import Kind, Phase, tested
 from kernels.program import Launch, Pointer, Precision, Role, Target
@@ -100,9 +100,9 @@ class _Tested:
 
     node: Node
 
-    def load(self, node: Node, element: Index, row: str) -> str | None:
+    def load(self, node: Node, element: Index, row: str, scope: Expression) -> str | None:
         """Return ``x`` for the tested value."""
-        del element, row
+        del element, row, scope
         return "x" if node is self.node else None
 
     def table(self, values: Sequence[int | float], dtype: DType, index: Index) -> str:
@@ -115,5 +115,5 @@ def _test(mask: Node, tested_node: Node) -> str:
     if mask is tested_node:
         return "x > 0.5f"
     expression = Expression(_Tested(tested_node))
-    result = expression.element(mask, ("c",) * len(mask.dims))
+    result = expression.element(mask, (Term("c"),) * len(mask.dims))
     return f"[&] {{ {expression.body(result)} }}()"

@@ -10,7 +10,7 @@ from kernels.errors import GraphError
 from kernels.ir.node import DType, Linear, Node, Op
 from kernels.ir.rules import RULES
 from kernels.plan.expression import Expression
-from kernels.plan.index import Index
+from kernels.plan.index import Index, Term
 from kernels.plan.matrix import Matrix, located
 from kernels.plan.phases import Phase, staged_by
 from kernels.wide import CROSS, Epilogue, WideLayer, activation
@@ -23,9 +23,9 @@ class _Staged:
 
     names: Mapping[Node, str]
 
-    def load(self, node: Node, element: Index, row: str) -> str | None:
+    def load(self, node: Node, element: Index, row: str, scope: Expression) -> str | None:
         """Return the name of a staged matrix's element."""
-        del element, row
+        del element, row, scope
         return self.names.get(node)
 
     def table(self, values: Sequence[int | float], dtype: DType, index: Index) -> str:
@@ -82,7 +82,7 @@ def _epilogue(chain: Sequence[Node], arg: Linear) -> Epilogue:
         activated = Node(arg.activation, (chain[0],), chain[0].shape, arg=slope)
         held = expression.name(DType.FLOAT, RULES[arg.activation].cuda_text(["v"], activated))
     expression.bound = {chain[0]: held}
-    body = expression.body(expression.computed(chain[-1], ("c",) * len(chain[-1].dims)))
+    body = expression.body(expression.computed(chain[-1], (Term("c"),) * len(chain[-1].dims)))
     parameters = "".join(f", float {name}" for name in names.values())
     first = "".join(f", staged[{index}].x" for index in range(len(names)))
     second = "".join(f", staged[{index}].y" for index in range(len(names)))
