@@ -65,13 +65,14 @@ def _encoder(node: Node, _: Uses) -> Node:
     x, w_qkv, b_qkv, w_o, b_o, gain_1, offset_1, w_1, b_1, w_2, b_2, gain_2, offset_2 = node.sources
     t, d = x.dims
     heads, name = arg.n_heads, node.name
-    qkv = linear([(x, w_qkv.array)], b_qkv.array, name=name)
+    scale = np.repeat([arg.scale, 1.0, 1.0], d)  # of the queries, so of the scores
+    qkv = linear([(x, w_qkv.array * scale)], b_qkv.array * scale, name=name)
     query, key, value = (
         transpose(reshape(slice_(qkv, 2, i * d, (i + 1) * d), t, heads, d // heads), 0, 2, 1, 3)
         for i in range(3)
     )
     scores = make(Op.MATMUL, query, transpose(key, 0, 1, 3, 2), name=name)
-    weights = make(Op.SOFTMAX, mul(scores, build.scalar(arg.scale, scores)), arg=3, name=name)
+    weights = make(Op.SOFTMAX, scores, arg=3, name=name)
     a = reshape(transpose(make(Op.MATMUL, weights, value, name=name), 0, 2, 1, 3), t, d)
     out = linear([(a, w_o.array)], b_o.array, name=name)
     y = make(Op.LAYER_NORM, add(x, out), gain_1, offset_1, arg=arg.epsilon_1, name=name)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from kernels.ir.node import Graph, Op
+from kernels.ir.reference import flops
 from kernels.passes.encoder import encoder
 from kernels.passes.fold import fold_rule, unique
 from kernels.passes.linear import linear_rule
@@ -52,10 +53,14 @@ def optimise(graph: Graph, trace: Trace | None = None, *, user_once: bool = True
         trace: Called after each pass that changed something, with its name and what it made.
         user_once: Whether what depends on a request alone is moved to the request's side.
     """
-    stages = (_SIMPLIFY, _COMPOSE, _MERGE, _ONCE) if user_once else (_SIMPLIFY, _COMPOSE, _MERGE)
-    for stage in stages:
+    for stage in (_SIMPLIFY, _COMPOSE, _MERGE):
         graph = _settled(graph, stage, trace)
-    return graph
+    if not user_once or all(node.op is not Op.TO_ROWS for node in graph.nodes()):
+        return graph
+    once = _settled(graph, _ONCE, trace)
+    # Work for the requests runs ahead of the rows' work, which has to wait for it: that takes a
+    # product to pay for.
+    return once if flops(once).row < flops(graph).row else graph
 
 
 def _settled(graph: Graph, stage: tuple[tuple[str, Pass], ...], trace: Trace | None) -> Graph:

@@ -3,7 +3,8 @@
 TO_ROWS, which repeats a request's value for each of its rows, goes down the graph as far as it
 does not cost:
 
-* An op all of whose values are repeated is done for the requests, and its result repeated.
+* An op all of whose values are repeated is done for the requests, and its result repeated; an
+  elementwise one only with what else is done there.
 * A LINEAR of repeated and other sources becomes two: the repeated part is multiplied for the
   requests, and what comes of it is repeated and added before the activation.
 * The repeated terms of a sum are added up before they are repeated.
@@ -24,7 +25,7 @@ import numpy as np
 from kernels.ir.build import make
 from kernels.ir.node import Lead, Node, Op, Shape
 from kernels.ir.reference import multiply_adds
-from kernels.ir.rules import ELEMENTWISE
+from kernels.ir.rules import ELEMENTWISE, MOVEMENT
 from kernels.passes.affine import Array, activated, bias, blocks, linear, spec
 from kernels.passes.rewrite import Rule, Uses, by_op
 from kernels.passes.views import join
@@ -39,20 +40,53 @@ def _of_requests(shape: Shape) -> Shape:
     return (Lead.REQUESTS, *shape[1:])
 
 
-def _compact(node: Node) -> Node | None:
-    """Return the request's value that a node repeats, or a constant; None of any other."""
+def _compact(node: Node, known: dict[Node, Node | None] | None = None) -> Node | None:
+    """Return the request's value that a node repeats, or a constant; None of any other.
+
+    Movement and elementwise ops of repeated values are repeated values.
+    """
+    known = {} if known is None else known
+    if node in known:
+        return known[node]
+    result: Node | None = None
     if node.op is Op.TO_ROWS:
-        return node.sources[0]
-    if node.lead is None:
-        return node
-    if node.op is Op.EXPAND and node.sources[0].lead is None:
-        return attrs.evolve(node, shape=_of_requests(node.shape))
-    return None
+        result = node.sources[0]
+    elif node.lead is None:
+        result = node
+    elif node.op in ELEMENTWISE or node.op in MOVEMENT:
+        sources = [_compact(source, known) for source in node.sources]
+        found = tuple(source for source in sources if source is not None)
+        if len(found) == len(sources):
+            result = attrs.evolve(node, sources=found, shape=_of_requests(node.shape))
+    known[node] = result
+    return result
+
+
+def _repeated(node: Node) -> bool:
+    """Whether a node holds a request's value for each of its rows."""
+    return node.lead is Lead.ROWS and _compact(node) is not None
+
+
+def _is_view(node: Node) -> bool:
+    """Whether a value is movement of an input: read where it lies, whoever reads it."""
+    if node.op is Op.INPUT:
+        return True
+    return node.op in MOVEMENT and all(_is_view(source) for source in node.sources)
 
 
 def _hoisted(node: Node, _: Uses) -> Node | None:
-    """Do an op for the requests, if it reads nothing of the rows."""
-    if node.lead is not Lead.ROWS or all(x.op is not Op.TO_ROWS for x in node.sources):
+    """Do an op for the requests, if it reads nothing of the rows.
+
+    An elementwise op on columns of an input is not worth a trip through memory of its own: it goes
+    with the first op of another kind that takes it along.
+    """
+    if node.lead is not Lead.ROWS or not any(_repeated(source) for source in node.sources):
+        return None
+    if node.op in ELEMENTWISE and not any(
+        source.op is Op.TO_ROWS and not _is_view(source.sources[0]) for source in node.sources
+    ):
+        return None
+    if node.op in MOVEMENT and any(source.op is not Op.TO_ROWS for source in node.sources):
         return None
     sources = [_compact(source) for source in node.sources]
     found = tuple(source for source in sources if source is not None)
@@ -62,9 +96,10 @@ def _hoisted(node: Node, _: Uses) -> Node | None:
 
 
 def _split_linear(node: Node, _: Uses) -> Node | None:
-    repeated, own = [], []
+    repeated: list[tuple[Node, Array]] = []
+    own: list[tuple[Node, Array]] = []
     for source, rows in _columns(node):
-        compact = _compact(source) if source.op is Op.TO_ROWS else None
+        compact = _compact(source)
         if compact is None:
             own.append((source, rows))
         else:
@@ -129,13 +164,13 @@ def _sum_of_fields(node: Node, _: Uses) -> Node | None:
     assert isinstance(axis, int)
     halves = []
     for is_repeated in (False, True):
-        parts = [part for part in source.sources if (part.op is Op.TO_ROWS) is is_repeated]
+        parts = [part for part in source.sources if _repeated(part) is is_repeated]
         halves.append(make(Op.SUM, join(parts, axis), arg=axes, name=node.name))
     return make(Op.ADD, *halves, name=node.name)
 
 
 def _is_mixed(node: Node) -> bool:
-    repeated = [source.op is Op.TO_ROWS for source in node.sources]
+    repeated = [_repeated(source) for source in node.sources]
     return any(repeated) and not all(repeated)
 
 

@@ -6,6 +6,7 @@ from kernels.ir import build
 from kernels.ir.build import make
 from kernels.ir.node import Graph, Lead, Op, input_node
 from kernels.ir.reference import flops
+from kernels.ir.rules import MOVEMENT
 from kernels.passes import optimise
 from tests.kernels.passes_help import MODELS, USER, assert_same, columns, mlp, ops, weights
 
@@ -59,13 +60,44 @@ def test_an_encoder_of_the_users_sequence_is_done_for_the_requests() -> None:
 def test_attention_reads_the_users_sequence_where_it_is() -> None:
     graph = optimise(MODELS["din"](USER["din"]))
     (attention,) = [node for node in graph.nodes() if node.op is Op.TARGET_ATTENTION]
-    assert [source.op for source in attention.sources[1:3]] == [Op.TO_ROWS, Op.TO_ROWS]
+    keys, mask = attention.sources[1:3]
+    assert keys.op is Op.TO_ROWS
+    assert mask.op is Op.LT  # of flags that lie in the input: no work for the requests
+    assert all(n.lead is not Lead.REQUESTS or n.op in MOVEMENT | {Op.INPUT} for n in graph.nodes())
 
 
 def test_sums_over_fields_are_split_between_user_and_candidate() -> None:
     graph = optimise(MODELS["deepfm"](USER["deepfm"]))
     assert ops(graph)[Op.CONCAT] == 0
     assert any(n.op is Op.SUM and n.lead is Lead.REQUESTS for n in graph.nodes())
+
+
+def test_elementwise_work_goes_with_the_linear_that_reads_it() -> None:
+    inputs, (user, candidate) = columns(64, 8, user=(64, 0))
+    x = build.concat(make(Op.TANH, user), candidate)
+    graph = optimise(Graph("tanh", inputs, mlp(x, [16, 1], last=False)))
+    (tanh,) = [node for node in graph.nodes() if node.op is Op.TANH]
+    assert tanh.lead is Lead.REQUESTS
+
+
+def test_a_cross_of_user_and_candidate_columns_keeps_its_concat() -> None:
+    inputs, (x,) = columns(128, user=(64,))
+    crossed = build.mul(x, build.linear(x, weights(128, 128)))
+    written = Graph("cross", inputs, mlp(crossed, [1], last=False))
+    graph = optimise(written)
+    assert_same(written, graph)
+    assert ops(graph)[Op.CONCAT] == 1
+    assert any(n.op is Op.LINEAR and n.lead is Lead.REQUESTS for n in graph.nodes())
+
+
+def test_sums_alone_are_not_moved() -> None:
+    inputs, (x,) = columns(48, user=(24,))
+    fields = build.reshape(x, 6, 8)
+    total = build.reshape(build.sum_(build.mul(fields, fields), 1), 8)
+    written = Graph("sums", inputs, make(Op.SIGMOID, total))
+    graph = optimise(written)
+    assert_same(written, graph)
+    assert all(n.lead is not Lead.REQUESTS or n.op in MOVEMENT | {Op.INPUT} for n in graph.nodes())
 
 
 def test_few_user_columns_stay_in_their_linear() -> None:
