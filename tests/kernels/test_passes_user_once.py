@@ -61,7 +61,7 @@ def test_attention_reads_the_users_sequence_where_it_is() -> None:
     graph = optimise(MODELS["din"](USER["din"]))
     (attention,) = [node for node in graph.nodes() if node.op is Op.TARGET_ATTENTION]
     keys, mask = attention.sources[1:3]
-    assert keys.op is Op.TO_ROWS
+    assert keys.op in MOVEMENT
     assert mask.op is Op.LT  # of flags that lie in the input: no work for the requests
     assert all(n.lead is not Lead.REQUESTS or n.op in MOVEMENT | {Op.INPUT} for n in graph.nodes())
 
