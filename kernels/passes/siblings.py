@@ -41,6 +41,9 @@ from kernels.passes.views import (
 # Elementwise ops of so many pieces are worth a TAKE for each source.
 _MANY: Final = 8
 
+# Columns of 16-bit elements in 16 bytes.
+_ALIGNED: Final = 8
+
 Merge: TypeAlias = Callable[[Sequence[Node]], dict[Node, Node]]
 
 
@@ -90,6 +93,8 @@ def _same_sources(node: Node) -> Hashable:
 
 
 def _wider(members: Sequence[Node]) -> dict[Node, Node]:
+    # Those of odd widths last, so that the others' columns begin where 16 bytes do.
+    members = sorted(members, key=lambda member: member.dims[-1] % _ALIGNED != 0)
     first, one = members[0], spec(members[0])
     columns = np.concatenate([weight(member) for member in members], axis=1)
     offset = np.concatenate([bias(member) for member in members])

@@ -5,7 +5,17 @@ import pytest
 
 from kernels.ir import build
 from kernels.ir.build import add, div, make, mul, reshape, sub
-from kernels.ir.node import Encoder, Graph, Lead, Node, Op, TargetAttention, const, input_node
+from kernels.ir.node import (
+    DType,
+    Encoder,
+    Graph,
+    Lead,
+    Node,
+    Op,
+    TargetAttention,
+    const,
+    input_node,
+)
 from kernels.passes import expand, optimise
 from tests.kernels.passes_help import (
     MODELS,
@@ -127,3 +137,58 @@ def test_what_is_written_out_is_found_again(name: str) -> None:
     assert_same(graph, small)
     assert not {Op.TARGET_ATTENTION, Op.ENCODER, Op.LAYER_NORM} & ops(small).keys()
     assert ops(optimise(small)) == ops(graph)
+
+
+@pytest.mark.parametrize("form", ["where", "where not", "product", "sum"])
+def test_masks_and_sums_are_known_in_their_forms(x: Node, form: str) -> None:
+    keys, query = reshape(x, 6, 4), reshape(build.slice_(x, 1, 0, 4), 1, 4)
+    both = build.concat(build.expand(query, 6, 4), keys, sub(keys, query), mul(query, keys))
+    scores = reshape(dense(dense(both, 8, Op.SIGMOID), 1), 6)
+    mask = make(Op.LT, build.slice_(x, 1, 0, 6), const(np.full((1, 1), 0.25)))
+    zero = const(np.zeros((1, 1)))
+    if form == "where not":
+        masked = make(Op.WHERE, make(Op.NOT, mask), zero, scores)
+    elif form == "product":
+        masked = mul(build.cast(mask, DType.FLOAT), scores)
+    else:
+        masked = make(Op.WHERE, mask, scores, zero)
+    if form == "sum":
+        pooled = build.sum_(mul(reshape(masked, 6, 1), keys), 1)
+    else:
+        pooled = make(Op.MATMUL, reshape(masked, 1, 6), keys)
+    (found,) = [n for n in _optimised(pooled).nodes() if n.op is Op.TARGET_ATTENTION]
+    assert isinstance(found.arg, TargetAttention)
+    assert (found.arg.softmax, found.arg.masked) == (False, 0.0)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_projections_may_be_apart_and_the_scale_anywhere(x: Node, heads: int) -> None:
+    t, d = 3, 8
+    steps = reshape(x, t, d)
+
+    def head(value: Node, order: tuple[int, ...]) -> Node:
+        if heads == 1:
+            return value if order[-1] == 3 else build.transpose(value, 0, 2, 1)
+        return build.transpose(reshape(value, t, heads, d // heads), *order)
+
+    query, key, value = (dense(steps, d) for _ in range(3))
+    scores = make(Op.MATMUL, head(query, (0, 2, 1, 3)), head(key, (0, 2, 3, 1)))
+    scores = div(scores, const(np.full((1,) * len(scores.shape), 2.0)))
+    weighted = make(Op.SOFTMAX, scores, arg=len(scores.shape) - 1)
+    nan = make(Op.ISNAN, weighted)
+    weighted = make(Op.WHERE, nan, build.scalar(0.0, weighted), weighted)
+    mixed = make(Op.MATMUL, weighted, head(value, (0, 2, 1, 3)))
+    if heads > 1:
+        mixed = reshape(build.transpose(mixed, 0, 2, 1, 3), t, d)
+    leaves = const(1 + weights(d)), const(weights(d))
+    y = make(Op.LAYER_NORM, add(dense(mixed, d), steps), *leaves, arg=1e-5)
+    inner = dense(dense(y, 16, Op.RELU), d)
+    graph = _optimised(make(Op.LAYER_NORM, add(inner, y), *leaves, arg=1e-6))
+    (found,) = [node for node in graph.nodes() if node.op is Op.ENCODER]
+    assert found.arg == Encoder(heads, 0.5, Op.RELU, 0.0, 1e-5, 1e-6)
+
+
+def test_a_normalised_linear_of_a_layer_norm_keeps_its_gain(x: Node) -> None:
+    y = make(Op.LAYER_NORM, x, const(1 + weights(24)), const(weights(24)), arg=1e-5)
+    graph = _optimised(add(mul(y, const(weights(1, 24))), const(weights(1, 24))))
+    assert ops(graph) == {Op.INPUT: 1, Op.CONST: 2, Op.LAYER_NORM: 1}

@@ -5,7 +5,7 @@ import pytest
 
 from kernels.ir import build
 from kernels.ir.build import add, concat, expand, make, mul, reshape, slice_, sub, transpose
-from kernels.ir.node import Graph, Lead, Linear, Node, Op, const, input_node
+from kernels.ir.node import Graph, Lead, Linear, Node, Op, Slice, const, input_node
 from kernels.passes import optimise
 from tests.kernels.passes_help import assert_same, dense, graph_of, linears, mlp, ops, weights
 
@@ -127,6 +127,13 @@ def test_siblings_are_one_linear_and_their_readers_slices(x: Node) -> None:
     heads = [dense(x, n, Op.TANH) for n in (3, 4, 5)]
     graph = _optimised(concat(*reversed(heads)))
     assert _only_linear(graph).dims == (12,)
+
+
+def test_columns_of_merged_siblings_begin_at_16_bytes_where_they_can(x: Node) -> None:
+    heads = [dense(x, n, Op.TANH) for n in (3, 8, 16)]
+    graph = _optimised(concat(*(make(Op.EXP, dense(head, 2)) for head in heads)))
+    starts = {n.dims[-1]: n.arg.start for n in graph.nodes() if isinstance(n.arg, Slice)}
+    assert (starts[8] % 8, starts[16] % 8) == (0, 0)
 
 
 def test_siblings_with_other_activations_stay_apart(x: Node) -> None:
