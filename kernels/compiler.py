@@ -264,7 +264,10 @@ class _Compiler:
         large = [TileShape(32, 1)] if rows > _MIDDLE_ROWS else []
         if not has_streams(self.target):
             return [*large, TileShape(16, 1), *_SMALL_TILES]
-        if large or self._streamed_bytes(phase) < _SPLIT_BYTES:
+        splits = self._streamed_bytes(phase) >= _SPLIT_BYTES
+        if large and splits:
+            large.insert(0, TileShape(32, 1, share=2))
+        if large or not splits:
             clusters = [1]
         else:
             clusters = [8, 4, 2, 1] if rows <= _SMALL_ROWS else [2, 1]

@@ -10,7 +10,10 @@
 // One warp produces: it streams the weights of all Linears, packed in the order in which the tensor
 // cores read them, through a ring of NS stages. The other NW warps consume.
 //
-// Cfg, which the emitter writes, has: T (Fp16 or Bf16), R, C, NW, NS, SB (bytes of a stage), and
+// With many rows, blocks of a cluster do not split columns but share weights: SHARE blocks, each with R rows of its own, fetch
+// a part of each stage for all of them. C is 1 then.
+//
+// Cfg, which the emitter writes, has: T (Fp16 or Bf16), R, C, SHARE, NW, NS, SB (bytes of a stage), and
 // STREAM (false: no producer, no ring; weights are read from global memory, for sm_80).
 #pragma once
 #include "ptx.cuh"
@@ -23,6 +26,9 @@ template <class Cfg> struct Tile {
   static constexpr int R = Cfg::R, C = Cfg::C, NW = Cfg::NW, NS = Cfg::NS, SB = Cfg::SB;
   static constexpr int BARRIERS = 16 * NS + 24;  // bytes: full and empty of each stage, gather 2x, constants
   static constexpr int CONSUMERS = NW * 32;
+  static constexpr int SHARE = Cfg::SHARE;
+  static constexpr bool CLUSTER = C > 1 || SHARE > 1;
+  static_assert(C == 1 || SHARE == 1, "a cluster splits columns or shares weights");
   typedef typename Cfg::T T;
   u32 base, ring;             // shared addresses; barriers lie at base
   int warp, lane, row0, n_rows;
@@ -46,7 +52,7 @@ template <class Cfg> struct Tile {
     slot = 0; parity = 0; n_gathers = 0;
     if constexpr (Cfg::STREAM) {
       if (warp == NW && lane == 0) {
-        for (int i = 0; i < NS; i++) { mbarrier_init(full(i), 1); mbarrier_init(empty(i), NW); }
+        for (int i = 0; i < NS; i++) { mbarrier_init(full(i), 1); mbarrier_init(empty(i), NW * SHARE); }
         mbarrier_init(base + 16 * NS, NW); mbarrier_init(base + 16 * NS + 8, NW);
         mbarrier_init(constants_bar(), 1);
         mbarrier_init_fence();
@@ -54,11 +60,30 @@ template <class Cfg> struct Tile {
       if (warp == NW) __syncwarp();
     }
   }
-  // The producer arrives without waiting; consumers wait until every block's barriers stand.
-  DEVICE void meet_producer() { if constexpr (C > 1) cluster_arrive(); else named_barrier_arrive(2, CONSUMERS + 32); }
-  DEVICE void meet_consumer() { if constexpr (C > 1) { cluster_arrive(); cluster_wait(); } else if (Cfg::STREAM) named_barrier(2, CONSUMERS + 32); }
-  DEVICE void close_producer() { if constexpr (C > 1) { cluster_wait(); cluster_arrive(); cluster_wait(); } }
-  DEVICE void close_consumer() { if constexpr (C > 1) { cluster_arrive(); cluster_wait(); } }  // a peer may still write here
+  // Consumers wait until every block's barriers stand. So does a producer that writes to other blocks; else it only arrives.
+  DEVICE void meet_producer() {
+    if constexpr (CLUSTER) cluster_arrive(); else named_barrier_arrive(2, CONSUMERS + 32);
+    if constexpr (SHARE > 1) cluster_wait();
+  }
+  DEVICE void meet_consumer() {
+    if constexpr (CLUSTER) cluster_sync();
+    else if (Cfg::STREAM) named_barrier(2, CONSUMERS + 32);
+  }
+  DEVICE void close_producer() {
+    if constexpr (CLUSTER && SHARE == 1) cluster_wait();
+    if constexpr (CLUSTER) cluster_sync();
+  }
+  DEVICE void close_consumer() { if constexpr (CLUSTER) cluster_sync(); }  // a peer may still write here
+  // Whether no block of the cluster has a row.
+  DEVICE bool is_idle() const { return (int)(blockIdx.x / (C * SHARE)) * SHARE * R >= n_rows; }
+  // One warp has read what it needs of a stage.
+  DEVICE void release(int i) {
+    if constexpr (SHARE == 1) mbarrier_arrive(empty(i));
+    else {
+#pragma unroll
+      for (u32 peer = 0; peer < SHARE; peer++) mbarrier_arrive_cluster(map_to_rank(empty(i), peer));
+    }
+  }
 
   DEVICE void sync() { named_barrier(1, CONSUMERS); }
   DEVICE void next() { if (++slot == NS) { slot = 0; parity ^= 1; } }
@@ -309,9 +334,13 @@ template <class Cfg, int N> struct Linear {
   template <int K32> static DEVICE void produce(Tile<Cfg>& tile, const u8*& weights) {
     for (int k = 0; k < K32; k += KS) {
       const int bytes = (K32 - k < KS ? K32 - k : KS) * STEP;
-      mbarrier_wait(tile.empty(tile.slot), tile.parity ^ 1);
+      if constexpr (Cfg::SHARE == 1) mbarrier_wait(tile.empty(tile.slot), tile.parity ^ 1); else mbarrier_wait_cluster(tile.empty(tile.slot), tile.parity ^ 1);
       mbarrier_arrive_expect(tile.full(tile.slot), bytes);
-      bulk_copy_to_shared(tile.ring + tile.slot * Cfg::SB, weights, bytes, tile.full(tile.slot));
+      if constexpr (Cfg::SHARE == 1) bulk_copy_to_shared(tile.ring + tile.slot * Cfg::SB, weights, bytes, tile.full(tile.slot));
+      else {
+        const int part = bytes / Cfg::SHARE, first = (int)cluster_rank() * part;
+        bulk_copy_multicast(tile.ring + tile.slot * Cfg::SB + first, weights + first, part, tile.full(tile.slot), (u16)((1 << Cfg::SHARE) - 1));
+      }
       weights += bytes;
       tile.next();
     }
@@ -364,11 +393,11 @@ template <class Cfg, int N> struct Linear {
           if (K32 % KS == 0 || k + kk < K32) { step(s, a, [&](int j) { return load_shared_u32x4(b + kk * STEP + offset[j]); }); a += R * 64; }
         }
         // A slot is freed one stage late: freed at once, a copy was seen to overtake the last loads from it.
-        if (k) { __syncwarp(); if (tile.lane == 0) mbarrier_arrive(tile.empty(tile.slot ? tile.slot - 1 : Cfg::NS - 1)); }
+        if (k) { __syncwarp(); if (tile.lane == 0) tile.release(tile.slot ? tile.slot - 1 : Cfg::NS - 1); }
         tile.next();
       }
       __syncwarp();
-      if (tile.lane == 0) mbarrier_arrive(tile.empty(tile.slot ? tile.slot - 1 : Cfg::NS - 1));
+      if (tile.lane == 0) tile.release(tile.slot ? tile.slot - 1 : Cfg::NS - 1);
     }
   }
   // Adds biases (floats in shared memory, this block's columns), calls epilogue(r, c, v0, v1) on pairs of columns, stores them

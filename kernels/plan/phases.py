@@ -198,7 +198,7 @@ class _Chain:
         self.stored.update(self.chains)
         for root in self.roots:
             self._store(root)
-        last = max(self.stage.values())
+        last = max(self.stage.values(), default=0)
         # Backwards: what a later stage reads, an earlier one has to store.
         for at in range(last, -1, -1):
             for end in self._ends(at):

@@ -85,7 +85,7 @@ def sequence_launch(
             dependent=dependent,
         )
 
-    return SequenceLaunch(kernel.text, weights, launch)
+    return SequenceLaunch('#include "math.cuh"\n' + kernel.text, weights, launch)
 
 
 def _matrix(node: Node, matrices: Mapping[Node, Matrix]) -> Matrix:

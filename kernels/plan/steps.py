@@ -152,10 +152,11 @@ def allot(steps: Sequence[Step], rows: int, *, gathers: bool) -> int:
     Args:
         rows: Of the tile.
         gathers: Whether a Linear's columns come from other blocks. A block that is ahead writes
-            them as soon as it has passed the gather before, whatever this block is still reading:
-            such a value lives from the step after that gather. And the copies of this block's own
-            columns to others are known to have ended only when the next gather has: it lives until
-            then.
+            them as soon as it has passed the gather before, for which it needs only those warps of
+            this block that send; others may still be reading for steps since the gather before
+            that one, where all warps met. So such a value lives from that gather on. And the
+            copies of this block's own columns to others are known to have ended only when the
+            next gather has: it lives until then.
 
     Returns:
         Bytes in all.
@@ -165,7 +166,7 @@ def allot(steps: Sequence[Step], rows: int, *, gathers: bool) -> int:
     for index, step in enumerate(steps):
         birth = death = index
         if index in gathered:
-            birth = max((i for i in gathered if i < index), default=-1) + 1
+            birth = ([-1, -1] + [i for i in gathered if i < index])[-2] + 1
             death = min((i for i in gathered if i > index), default=len(steps))
         for value in step.writes:
             first, last = lives.get(value, (birth, death))
