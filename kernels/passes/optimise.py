@@ -1,4 +1,14 @@
-"""All passes in their order, to a fixed point."""
+"""All passes in their order, to a fixed point.
+
+Stages follow each other, and each runs its passes in turn until a round changes nothing:
+
+1. fold (with movement), unique, primitives, linear, split_k: one normal form for what exporters
+   write in many.
+2. composites: what that form shows of target attention and encoders. Before siblings, which would
+   merge parts of them with what stands beside.
+3. siblings.
+4. user_once, if there is a user's side; it splits what siblings have merged, in few pieces.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +51,6 @@ _COMPOSE: Final = (
     ("composites", _walk(by_op({Op.MATMUL: (target_attention,), Op.LAYER_NORM: (encoder,)}))),
 )
 _MERGE: Final = (*_COMPOSE, ("siblings", merge_siblings))
-# Siblings are merged before their sources are told apart by lead.
 _ONCE: Final = (*_MERGE, ("user_once", _walk(user_once_rule)))
 
 
