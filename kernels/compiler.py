@@ -210,7 +210,6 @@ class _Compiler:
         self.launches.append(
             made.launch(
                 self._source(made.text),
-                counts=self._counts(phase.lead),
                 weights=Pointer(Role.WEIGHTS, self.weights.add(made.weights)),
                 dependent=self._is_dependent(index),
             )

@@ -16,20 +16,13 @@ from kernels.plan.index import Index, Term
 from kernels.plan.matrix import Matrix, located
 from kernels.plan.phases import Kind, Phase, tested
 from kernels.program import Launch, Pointer, Precision, Role, Target
-from kernels.sequences.target_attention import (
-    choose_warps_per_row,
-    emit_target_attention,
-    pack_target_attention,
-    shape_of,
-)
+from kernels.sequences import encoder, target_attention
 
 
 class Launcher(Protocol):
     """Makes the launch, once its source and weights have a place."""
 
-    def __call__(
-        self, source: int, *, counts: Pointer, weights: Pointer, dependent: bool
-    ) -> Launch: ...
+    def __call__(self, source: int, *, weights: Pointer, dependent: bool) -> Launch: ...
 
 
 @attrs.frozen(eq=False)
@@ -44,8 +37,8 @@ class SequenceLaunch:
 def unsupported(node: Node, precision: Precision) -> str | None:
     """Return why no kernel runs a sequence program, or None if one does."""
     if node.op is Op.TARGET_ATTENTION:
-        return shape_of(node, precision).unsupported()
-    return "no kernel"
+        return target_attention.shape_of(node, precision).unsupported()
+    return encoder.shape_of(node, precision).unsupported()
 
 
 def sequence_launch(
@@ -59,33 +52,51 @@ def sequence_launch(
 ) -> SequenceLaunch:
     """Return what runs a phase over ``rows`` rows of a bucket."""
     node = phase.chain[0]
-    assert phase.kind is Kind.ATTENTION
-    query, keys, mask = node.sources[:3]
-    weights, shape = pack_target_attention(node, precision)
-    tests = tested(mask)
-    kernel = emit_target_attention(
-        shape,
-        entry,
-        query=_matrix(query, matrices),
-        keys=_matrix(keys, matrices),
-        mask=_matrix(tests, matrices),
-        output=output,
-        mask_test=_test(mask, tests),
-        warps_per_row=choose_warps_per_row(rows, shape.steps, target),
-    )
+    kernel: target_attention.AttentionKernel | encoder.EncoderKernel
+    if phase.kind is Kind.ATTENTION:
+        weights, kernel = _attention(node, entry, precision, target, rows, matrices, output)
+    else:
+        weights, sizes = encoder.pack_encoder(node, precision)
+        tile = encoder.choose_tile(sizes, rows, target)
+        x = _matrix(node.sources[0], matrices)
+        kernel = encoder.emit_encoder(sizes, tile, entry, x=x, output=output)
 
-    def launch(source: int, *, counts: Pointer, weights: Pointer, dependent: bool) -> Launch:
+    def launch(source: int, *, weights: Pointer, dependent: bool) -> Launch:
         return kernel.launch(
             source,
             rows,
             target,
-            counts=counts,
+            counts=Pointer(Role.COUNTS),
             weights=weights,
             request_of_row=Pointer(Role.REQUEST_OF_ROW),
             dependent=dependent,
         )
 
     return SequenceLaunch('#include "math.cuh"\n' + kernel.text, weights, launch)
+
+
+def _attention(
+    node: Node,
+    entry: str,
+    precision: Precision,
+    target: Target,
+    rows: int,
+    matrices: Mapping[Node, Matrix],
+    output: Matrix,
+) -> tuple[NDArray[np.uint8], target_attention.AttentionKernel]:
+    query, keys, mask = node.sources[:3]
+    weights, sizes = target_attention.pack_target_attention(node, precision)
+    tests = tested(mask)
+    return weights, target_attention.emit_target_attention(
+        sizes,
+        entry,
+        query=_matrix(query, matrices),
+        keys=_matrix(keys, matrices),
+        mask=_matrix(tests, matrices),
+        output=output,
+        mask_test=_test(mask, tests),
+        warps_per_row=target_attention.choose_warps_per_row(rows, sizes.steps, target),
+    )
 
 
 def _matrix(node: Node, matrices: Mapping[Node, Matrix]) -> Matrix:
