@@ -16,7 +16,8 @@
 //
 // Cfg, which the emitter writes: T (Fp16 or Bf16), Act, D (a multiple of 16), H1, H2 (0 with two
 // layers), STEPS, SOFTMAX, MASKED, WARPS, WARPS_PER_ROW, AHEAD (whether registers may
-// hold the next tile's keys: 255 a thread), BARRIER (id of the first named barrier).
+// hold the next tile's keys: 255 a thread), BARRIER (id of the first of
+// WARPS / WARPS_PER_ROW named barriers).
 //
 // Packed weights: W_q, W_k, W_p as [D / 32][tile of 8 columns][lane][16 bytes], then W_2 (three
 // layers) as [H1 / 16][tile][lane][8 bytes], the last layer's one column, 8 times, as
@@ -58,21 +59,23 @@ template <class Cfg> struct TargetAttention {
 
   struct Row {
     u32 query[KS][2];
-    u32 live;   // shared address of a bit a step: not masked out
-    u32 tiles;  // bit of a tile: its scores are wanted
+    u32 flags[MASK_WORDS];  // this lane's steps of the mask, as loaded
+    u32 live;               // shared address of a bit a step: not masked out
+    u32 tiles;              // bit of a tile: its scores are wanted
   };
-  template <class Query, class Mask> static DEVICE void open(Row& r, int row, int lane, const Query& query, const Mask& mask) {
+  template <class Query, class Mask> static DEVICE void ask(Row& r, int row, int lane, const Query& query, const Mask& mask) {
 #pragma unroll
     for (int s = 0; s < KS; s++)
 #pragma unroll
       for (int h = 0; h < 2; h++) r.query[s][h] = query.pair(row, column_of(s, h, lane & 3));
-    bool flags[MASK_WORDS];
 #pragma unroll
-    for (int j = 0; j < MASK_WORDS; j++) flags[j] = 32 * j + lane < STEPS && mask(row, 32 * j + lane < STEPS ? 32 * j + lane : 0);
+    for (int j = 0; j < MASK_WORDS; j++) r.flags[j] = mask.load(row, 32 * j + lane < STEPS ? 32 * j + lane : 0);
+  }
+  template <class Mask> static DEVICE void settle(Row& r, int lane, const Mask& mask) {
     r.tiles = 0;
 #pragma unroll
     for (int j = 0; j < MASK_WORDS; j++) {
-      const u32 live = __ballot_sync(~0u, flags[j]);
+      const u32 live = __ballot_sync(~0u, 32 * j + lane < STEPS && mask.test(r.flags[j]));
       if (lane == 0) store_shared_u32(r.live + j * 4, live);
       if (live & 0xffffu) r.tiles |= 1u << 2 * j;
       if (live >> 16) r.tiles |= 2u << 2 * j;
@@ -299,35 +302,42 @@ template <class Cfg> struct TargetAttention {
   // All warps of a row.
   static DEVICE void meet(int group) { if (PARTS > 1) named_barrier(Cfg::BARRIER + group, PARTS * 32); }
 
-  // Rows first + warp / WARPS_PER_ROW, then every `stride`, before `end`. `shared` holds the weights, `scratch`
-  // SCRATCH_BYTES. query.pair(row, column), keys.words<N>(row, step, column, words) and mask(row, step) give elements;
-  // out(row, column, v0, v1) takes results, from some lane. All WARPS call it.
-  template <class Query, class Keys, class Mask, class Out>
-  static DEVICE void run(int first, int end, int stride, int warp, int lane, u32 shared, u32 scratch, const Query& query, const Keys& keys, const Mask& mask, const Out& out) {
+  // All WARPS call it. rows.take() names a row, the same one to all warps of a group. `shared` holds the weights once
+  // ready() has returned, which each warp calls once; `scratch` is SCRATCH_BYTES. query.pair(row, column),
+  // keys.words<N>(row, step, column, words), mask.load(row, step) and mask.test(that) give elements; out(row, column, v0, v1)
+  // takes results, from some lane.
+  template <class Rows, class Query, class Keys, class Mask, class Out, class WhenReady = Ready>
+  static DEVICE void run(Rows rows, int warp, int lane, u32 shared, u32 scratch, const Query& query, const Keys& keys, const Mask& mask, const Out& out, const WhenReady& ready = WhenReady()) {
     const int group = warp / PARTS, part = warp % PARTS;
     const u32 bias = scratch + warp * WARP_BYTES, mine = bias + EXCHANGE, others = mine - part * WARP_BYTES;
-    int row = first + group;
-    if (row >= end) return;
+    int row = rows.take();
+    if (row < 0) { ready(); return; }
     Row now, next;
     now.live = bias + MASK; next.live = now.live + MASK_WORDS * 4;
     u32 a[KS][4];
-    open(now, row, lane, query, mask);
-    u32 left = deal(now.tiles, part);
+    ask(now, row, lane, query, mask);
+    settle(now, lane, mask);
+    u32 left = deal(now.tiles, part), next_left = 0;
     if (AHEAD && left) fetch(a, keys, row, __ffs(left) - 1, lane);
-    for (; row < end; row += stride) {
-      const int next_row = row + stride;
+    ready();
+    for (;;) {
+      const int next_row = rows.take();
+      // What the next row has for this warp. Its query and mask are asked for before this row's tiles, and needed at the last.
+      auto look = [&] { settle(next, lane, mask); next_left = next_row < 0 ? 0 : deal(next.tiles, part); };
       First f;
-      // Loads for the next row pass meanwhile; the last row asks for itself once more.
-      if (EARLY) open(next, next_row < end ? next_row : row, lane, query, mask);
       if (left) prepare(f, now, shared, bias, lane);
-      u32 next_left = EARLY && next_row < end ? deal(next.tiles, part) : 0;
+      if (EARLY) ask(next, next_row < 0 ? row : next_row, lane, query, mask);
       Sums sums;
       sums.clear();
-      if (AHEAD && !left && next_left) fetch(a, keys, next_row, __ffs(next_left) - 1, lane);
+      if (EARLY && !left) {
+        look();
+        if (AHEAD && next_left) fetch(a, keys, next_row, __ffs(next_left) - 1, lane);
+      }
       while (left) {
         const int tile = __ffs(left) - 1;
         left = drop(left);
         if (!AHEAD) fetch(a, keys, row, tile, lane);
+        if (EARLY && !left) look();
         u32 ahead[AHEAD ? KS : 1][4];
         if constexpr (AHEAD) {
           const u32 then = left ? left : next_left;
@@ -387,8 +397,10 @@ template <class Cfg> struct TargetAttention {
         }
         if (!Cfg::SOFTMAX) meet(group);  // no exchange of maxima stands between this row's reads and the next one's writes
       }
-      if (!EARLY && next_row < end) { open(next, next_row, lane, query, mask); next_left = deal(next.tiles, part); }
+      if (next_row < 0) return;
+      if (!EARLY) { ask(next, next_row, lane, query, mask); look(); }
       left = next_left;
+      row = next_row;
       const u32 live = now.live;
       now = next;
       next.live = live;
@@ -400,11 +412,19 @@ template <class Cfg> struct TargetAttention {
 template <class Cfg, class Query, class Keys, class Mask, class Out>
 DEVICE void target_attention_rows(const int* n_rows, const u8* weights, u8* dynamic_shared, const Query& query, const Keys& keys, const Mask& mask, const Out& out) {
   typedef TargetAttention<Cfg> Program;
-  const u32 shared = shared_address(dynamic_shared);
+  const u32 shared = shared_address(dynamic_shared), scratch = shared + Program::WEIGHT_BYTES;
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   dependents_may_start();
   Program::load_weights(weights, shared, threadIdx.x, Cfg::WARPS * 32);
   wait_for_predecessor();  // weights are nobody's output
-  cp_async_wait<0>();
-  __syncthreads();
-  Program::run(blockIdx.x * Program::GROUPS, *n_rows, gridDim.x * Program::GROUPS, threadIdx.x >> 5, threadIdx.x & 31, shared, shared + Program::WEIGHT_BYTES, query, keys, mask, out);
+  auto ready = [] { cp_async_wait<0>(); named_barrier(Cfg::BARRIER + Program::GROUPS, Cfg::WARPS * 32); };
+  if constexpr (Program::PARTS > 1) {
+    const StridedRows rows{(int)blockIdx.x * Program::GROUPS + warp / Program::PARTS, *n_rows, (int)gridDim.x * Program::GROUPS};
+    Program::run(rows, warp, lane, shared, scratch, query, keys, mask, out, ready);
+  } else {
+    int* drawn = (int*)(dynamic_shared + Program::SHARED_BYTES);
+    if (threadIdx.x == 0) *drawn = 0;
+    __syncthreads();
+    Program::run(DrawnRows{drawn, *n_rows}, warp, lane, shared, scratch, query, keys, mask, out, ready);
+  }
 }

@@ -7,7 +7,7 @@ from typing import Final
 import attrs
 import numpy as np
 
-from kernels.ir.node import Node, Op, TargetAttention
+from kernels.ir.node import Lead, Node, Op, TargetAttention
 from kernels.plan.matrix import Matrix
 from kernels.program import Launch, Pointer, Precision, Target
 from kernels.sequences import text
@@ -47,13 +47,13 @@ class AttentionShape:
         return size + -(-first // 2) * second * 256 + second * 32
 
     def shared_bytes(self, warps_per_row: int, warps: int = WARPS) -> int:
-        """Return the dynamic shared memory of a block."""
+        """Return the dynamic shared memory of a block: weights, scratch, and a counter of rows."""
         first = tiles_of(self.hidden[0])
         folded = self._held + self.d // 16 * first * 2 <= 150
         warp = first * 32 + (0 if folded else self.d * 2) + -(-self.steps // 64) * 16
         if warps_per_row > 1:
             warp += self.d * 4 + 16
-        return self.weight_bytes + warps * warp
+        return self.weight_bytes + warps * warp + 16
 
     @property
     def _held(self) -> int:
@@ -123,6 +123,9 @@ def config_text(
     """Return the struct that makes ``TargetAttention<name>``.
 
     Args:
+        shape: The sizes.
+        name: Of the struct.
+        warps_per_row: 1, 2, 4 or 8; divides ``warps``.
         warps: That call it.
         ahead: Whether a thread has 255 registers, so that the next keys may be loaded early.
         barrier: The first of ``warps / warps_per_row`` named barriers that it uses.
@@ -138,7 +141,8 @@ def config_text(
         f"  static constexpr int D = {shape.d}, H1 = {shape.hidden[0]}, H2 = {second};",
         f"  static constexpr int STEPS = {shape.steps}, WARPS = {warps};",
         f"  static constexpr int WARPS_PER_ROW = {warps_per_row}, BARRIER = {barrier};",
-        f"  static constexpr bool SOFTMAX = {text.flag(shape.softmax)}, AHEAD = {text.flag(ahead)};",
+        f"  static constexpr bool SOFTMAX = {text.flag(shape.softmax)};",
+        f"  static constexpr bool AHEAD = {text.flag(ahead)};",
         f"  static constexpr float MASKED = {text.number(shape.masked)};",
         "};",
     ]
@@ -180,7 +184,9 @@ class AttentionKernel:
 
         Args:
             source: Index of the module in ``Program.sources``.
-            rows: Of the bucket.
+            rows: Rows of the output, in this bucket.
+            target: The card.
+            counts: Of the batch.
             weights: What ``pack_target_attention`` made; 16-byte aligned.
             request_of_row: Read only where a matrix has one row a request.
             dependent: Whether it may start before the launch ahead of it has ended.
@@ -224,15 +230,20 @@ def emit_target_attention(
     output: Matrix,
     mask_test: str = "x > 0.5f",
     warps_per_row: int = 1,
+    ahead: bool = True,
 ) -> AttentionKernel:
     """Return the kernel for matrices in global memory.
 
     Args:
-        query: ``[., d]``; keys: ``[., t d]``; mask: ``[., t]``; each a matrix of candidates or of
-            requests.
+        shape: The sizes.
+        entry: The kernel's name.
+        query: ``[., d]``, of candidates or of requests.
+        keys: ``[., t d]``, likewise.
+        mask: ``[., t]``, likewise.
         mask_test: C++ over ``x``, an element of ``mask`` as a float: true for a step that counts.
         output: ``[rows, d]``, a matrix of rows.
         warps_per_row: 1, 2, 4 or 8; see ``choose_warps_per_row``.
+        ahead: Whether the next keys are loaded early, where registers allow it.
     """
     sources = [
         text.vector(query, shape.precision),
@@ -240,16 +251,17 @@ def emit_target_attention(
         text.mask(mask),
     ]
     values = [f"{kind}{{{{{name}, requests}}}}" for kind, name in zip(sources, "qkm", strict=True)]
+    count = "counts" if output.lead is Lead.ROWS else "counts + 1"
     lines = [
         '#include "target_attention.cuh"',
-        config_text(shape, "Config", warps_per_row),
+        config_text(shape, "Config", warps_per_row, ahead=ahead),
         f"struct Test {{ static DEVICE bool of(float x) {{ return {mask_test}; }} }};",
-        f"static_assert(TargetAttention<Config>::SHARED_BYTES == "
+        f"static_assert(TargetAttention<Config>::SHARED_BYTES + 16 == "
         f'{shape.shared_bytes(warps_per_row)}, "as launched");',
         f"KERNEL void __launch_bounds__({WARPS * 32}, 1) {entry}(const int* counts, "
         "const u8* weights, const int* requests, const u8* q, const u8* k, const u8* m, u8* y) {",
         "  DYNAMIC_SHARED(shared);",
-        "  target_attention_rows<Config>(counts, weights, shared,",
+        f"  target_attention_rows<Config>({count}, weights, shared,",
         "      " + ",\n      ".join([*values, f"{text.sink(output)}{{y}}"]) + ");",
         "}",
     ]

@@ -51,19 +51,20 @@ def aligned(matrix: Matrix, step_columns: int = 8) -> bool:
     return all(start % 16 == 0 for start in starts)
 
 
-def steps(matrix: Matrix, width: int, precision: Precision) -> str:
-    """Return the type of a source of ``[t, width]`` a row."""
+def steps(matrix: Matrix, width: int, precision: Precision, by_request: bool | None = None) -> str:
+    """Return the type of a source of ``[t, width]`` a row; ``by_request`` overrides ``indexed``."""
+    by_request = indexed(matrix) if by_request is None else by_request
     return (
         f"MatrixSteps<{STORAGE[precision]}, {matrix.element}, {matrix.ld}, {width}, "
-        f"{flag(aligned(matrix, width))}, {flag(indexed(matrix))}>"
+        f"{flag(aligned(matrix, width))}, {flag(by_request)}>"
     )
 
 
 def vector(matrix: Matrix, precision: Precision) -> str:
     """Return the type of a source of one vector a row."""
     return (
-        f"MatrixVector<{STORAGE[precision]}, {matrix.element}, {matrix.ld}, false, "
-        f"{flag(indexed(matrix))}>"
+        f"MatrixVector<{STORAGE[precision]}, {matrix.element}, {matrix.ld}, "
+        f"{flag(aligned(matrix))}, {flag(indexed(matrix))}>"
     )
 
 

@@ -6,8 +6,9 @@ import attrs
 import numpy as np
 import pytest
 
-from kernels.ir.node import Lead, Op, TargetAttention
+from kernels.ir.node import Encoder, Lead, Op, TargetAttention
 from kernels.program import Precision
+from kernels.sequences.encoder import EncoderTile, emit_encoder, pack_encoder
 from kernels.sequences.target_attention import (
     WARPS,
     emit_target_attention,
@@ -113,3 +114,81 @@ NEAR = TargetAttention(3, Op.RELU, masked=-2.0)
 )
 def test_target_attention_agrees_with_float64(case: Attention) -> None:
     check_attention(case)
+
+
+@attrs.frozen
+class Block:
+    """A case of the encoder: sizes, and how it is run."""
+
+    d: int
+    n_heads: int
+    f: int
+    steps: int
+    tile: EncoderTile
+    rows: int = 3
+    blocks: int = 1
+    activation: Op = Op.LEAKY_RELU
+    precision: Precision = Precision.FP16
+    element: str = "Fp16"
+    skip: int = 0
+    out_ld: int = 8
+    lead: Lead = Lead.ROWS
+    by_request: bool = False
+    seed: int = 0
+
+
+def check_encoder(case: Block) -> None:
+    rng = np.random.default_rng(case.steps + case.d)
+    arg = Encoder(case.n_heads, (case.d / case.n_heads) ** -0.5, case.activation, 0.01)
+    node = help_.encoder(rng, case.d, case.f, case.steps, arg)
+    n = 2 if case.by_request else case.rows
+    of_row = np.arange(case.rows, dtype=np.int32) % n
+    x = (rng.standard_normal((n, case.steps, case.d)) * 0.7).astype(np.float16)
+    block = help_.Block.of([x], case.element, case.skip)
+    width = case.steps * case.d
+    weights, shape = pack_encoder(node, case.precision)
+    kernel = emit_encoder(
+        shape,
+        case.tile,
+        "encoder",
+        x=block.matrix(0, Lead.REQUESTS if case.by_request else case.lead),
+        output=attrs.evolve(
+            help_.output(width, case.precision, width + case.out_ld), lead=case.lead
+        ),
+    )
+    found = np.full((case.rows + 1, width + case.out_ld), 0xFFFF, np.uint16)  # NaN
+    counts = [case.rows, -1] if case.lead is Lead.ROWS else [-1, case.rows]
+    shim.build(kernel.text, entries=["encoder"]).launch(
+        "encoder",
+        case.blocks,
+        case.tile.warps * 32,
+        shared_bytes=case.tile.shared_bytes(shape),
+        args=[np.array(counts, np.int32), weights, of_row, block.part(0), found],
+        seed=case.seed,
+    )
+    expected = help_.answer(node, [x[of_row]]).reshape(case.rows, width)
+    result = help_.floats_of(found, case.precision)
+    error = np.abs(result[: case.rows, :width] - expected).max()
+    assert error < 3 * TOLERANCE[case.precision] * max(1.0, np.abs(expected).max())
+    assert (found[case.rows :] == 0xFFFF).all(), "rows beyond the batch were written"
+    assert (found[:, width:] == 0xFFFF).all(), "columns beside the result were written"
+
+
+@runs_here
+@pytest.mark.parametrize(
+    "case",
+    [
+        Block(64, 4, 256, 64, EncoderTile(2, 4, resident=True)),
+        Block(64, 4, 256, 64, EncoderTile(1, 8, resident=True), blocks=2, seed=1),
+        Block(32, 4, 64, 20, EncoderTile(2, 2, resident=True), element="Float32", seed=2),
+        Block(48, 4, 32, 37, EncoderTile(2, 2, resident=False), seed=3),
+        Block(32, 2, 16, 16, EncoderTile(1, 1, resident=True), activation=Op.RELU),
+        Block(64, 2, 32, 33, EncoderTile(1, 3, resident=False), skip=3, out_ld=7, seed=4),
+        Block(16, 2, 48, 9, EncoderTile(1, 2, resident=True), precision=Precision.BF16),
+        Block(128, 8, 32, 40, EncoderTile(1, 3, resident=True), lead=Lead.REQUESTS, seed=5),
+        Block(32, 1, 32, 40, EncoderTile(2, 4, resident=True), by_request=True, seed=6),
+    ],
+    ids=str,
+)
+def test_an_encoder_agrees_with_float64(case: Block) -> None:
+    check_encoder(case)
