@@ -2,27 +2,22 @@
 #pragma once
 #include "ptx.cuh"
 
+#ifdef TB_CPU
+#include "wgmma_shim.h"
+#else
 // ---- tensor copies: a box of a 2-D tensor map (column x, row y) into shared memory
 struct alignas(64) TensorMap { u64 opaque[16]; };
 DEVICE void prefetch_tensor_map(const void* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 DEVICE void tensor_copy_to_shared(u32 to, const void* map, int x, int y, u32 bar) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(map), "r"(x), "r"(y), "r"(bar) : "memory");
 }
-DEVICE void tensor_copy_multicast(u32 to, const void* map, int x, int y, u32 bar, u16 ranks) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to), "l"(map), "r"(x), "r"(y), "r"(bar), "h"(ranks) : "memory");
-}
-DEVICE void tensor_prefetch_to_l2(const void* map, int x, int y) { asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(x), "r"(y) : "memory"); }
-DEVICE void prefetch_to_l2(const void* from, u32 bytes) { asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory"); }
 // What other launches stored becomes visible to this thread's tensor copies.
 DEVICE void fence_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
-// ---- a peer of the cluster
-// 16 bytes into a peer's shared memory; they complete transactions of a barrier there.
+// ---- a peer of the cluster: 16 bytes into its shared memory; they complete transactions of a barrier there
 DEVICE void store_cluster_async(u32 remote, float a, float b, float c, float d, u32 remote_bar) {
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(remote), "f"(a), "f"(b), "f"(c), "f"(d), "r"(remote_bar) : "memory");
 }
-// Frees a slot that wgmma has read; nothing is published, so no cluster-scope release (1.7 times slower, measured).
-DEVICE void mbarrier_arrive_remote(u32 remote) { asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(remote) : "memory"); }
 
 // ---- registers move between warpgroups
 template <int N> DEVICE void registers_grow() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
@@ -34,6 +29,8 @@ template <int N> DEVICE void registers_shrink() { asm volatile("setmaxnreg.dec.s
 DEVICE u64 wgmma_descriptor(u32 a) { return (u64)((a & 0x3FFFF) >> 4) | ((u64)1 << 16) | ((u64)64 << 32) | ((u64)1 << 62); }
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// After the wait: d is not read before it.
+DEVICE void wgmma_settle(float* d) { asm volatile("" : "+f"(*d)); }
 template <int N> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
 #define WGMMA_32(TYPE) \
   asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32." TYPE "." TYPE " {" \
@@ -106,3 +103,4 @@ template <class T, int N> DEVICE void wgmma(float* d, u64 a, u64 b) {
 #undef WGMMA_64
 #undef WGMMA_128
 #undef WGMMA_256
+#endif

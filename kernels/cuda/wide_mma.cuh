@@ -81,7 +81,7 @@ DEVICE void wide_mma_finish(const WideOutput& out, const u8* weights, const Inpu
 
 template <class Tile, class Layer, class Inputs, class Epilogue>
 DEVICE void wide_mma_linear(const int* counts, const u8* weights, u16* y, int ld_y, const Inputs& inputs, const Epilogue& epilogue) {
-  extern __shared__ __align__(1024) u8 shared[];
+  DYNAMIC_SHARED(shared);
   constexpr int COLUMN_TILES = (Layer::N + Tile::BN - 1) / Tile::BN;
   const u32 base = shared_address(shared);
   const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;

@@ -16,7 +16,7 @@ they work.
 """
 
 from kernels.wide.config import Method, WideConfig
-from kernels.wide.cost import candidates, choose, clocks
+from kernels.wide.cost import candidates, choose, estimate_us
 from kernels.wide.emit import Matrix, WideKernel, emit
 from kernels.wide.layer import CROSS, Epilogue, WideLayer, activation
 from kernels.wide.pack import pack, packed_bytes
@@ -32,8 +32,8 @@ __all__ = [
     "activation",
     "candidates",
     "choose",
-    "clocks",
     "emit",
+    "estimate_us",
     "pack",
     "packed_bytes",
 ]

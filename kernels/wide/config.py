@@ -6,7 +6,7 @@ import enum
 
 import attrs
 
-from kernels.wide.layer import WideLayer
+from kernels.wide.layer import Epilogue, WideLayer
 
 
 class Method(enum.StrEnum):
@@ -25,12 +25,8 @@ class WideConfig:
         tile_rows: 64 or 128.
         tile_columns: 32, 64, 128 or, with WGMMA, 256.
         stages: Slots of the ring, 2 to 8.
-        split: Parts of K, one a block of the cluster.
-        share_weights: Row tiles of a cluster, which share weights.
-        share_rows: Column tiles of a cluster, which share rows.
+        split: Parts of K: 1, 2, 4 or 8, one a block of a cluster.
         blocks_per_sm: How many blocks registers must leave room for.
-        alternate: Whether each of two warpgroups takes every other tile, 128 x 128, so that one
-            multiplies while the other ends; where a cluster has several tiles.
         max_clusters: Clusters launched at most; each strides through the tiles. 0: one a tile.
     """
 
@@ -39,16 +35,8 @@ class WideConfig:
     tile_columns: int
     stages: int
     split: int = 1
-    share_weights: int = 1
-    share_rows: int = 1
     blocks_per_sm: int = 1
-    alternate: bool = False
     max_clusters: int = 0
-
-    @property
-    def cluster(self) -> int:
-        """Blocks of a cluster."""
-        return self.split * self.share_weights * self.share_rows
 
     @property
     def stage_bytes(self) -> int:
@@ -61,7 +49,7 @@ class WideConfig:
         if self.method is Method.MMA:
             warps_n = self.tile_columns // 32
             return min(self.tile_rows // 16, 8 // warps_n) * warps_n * 32
-        return self.tile_rows * 2 + (128 if self.tile_columns == 256 or self.alternate else 32)
+        return self.tile_rows * 2 + (128 if self.tile_columns == 256 else 32)
 
     @property
     def exchange_bytes(self) -> int:
@@ -76,16 +64,21 @@ class WideConfig:
         exchange = self.exchange_bytes if self.exchange_bytes <= 16384 else 0
         return 1024 + staged + exchange + self.tile_columns * 4
 
-    @property
-    def sums_fit(self) -> bool:
-        """Whether a block's registers hold sums and epilogue without spilling, as compiled."""
-        if self.tile_columns == 256 or self.alternate:
-            return self.blocks_per_sm == 1
-        warps = -(-self.threads // 32) * self.blocks_per_sm
-        registers = min(
-            255, 16384 // 32 // -(-warps // 4) // 8 * 8
-        )  # a quarter of the warps a scheduler
-        return registers >= self.tile_columns // 2 + (26 if self.split > 1 else 56)
+    def registers_fit(self, epilogue: Epilogue) -> bool:
+        """Return whether registers hold sums and epilogue without spilling.
+
+        A guess from what compiled kernels use; an epilogue of the emitter's own gets some more.
+        """
+        used = 24 if epilogue.text else 0
+        if self.split > 1:
+            used += self.tile_columns // 2 + 26  # a part at a time is finished
+        else:
+            used += self.tile_columns // 2 + 48 + 14 * epilogue.n_staged
+        if self.tile_columns == 256:
+            # Warpgroups move registers; with a split K some bytes spilled.
+            return self.split == self.blocks_per_sm == 1 and used <= 224
+        warps_of_a_scheduler = -(-self.threads // 32 * self.blocks_per_sm // 4)
+        return used <= min(255, 512 // warps_of_a_scheduler // 8 * 8)
 
     def shared_bytes(self, n_staged: int) -> int:
         """Return the dynamic shared memory of a block, as the device code lays it out."""
@@ -93,8 +86,8 @@ class WideConfig:
 
     def cluster_tiles(self, layer: WideLayer) -> int:
         """Return how many tiles a layer has for clusters to take."""
-        rows = -(-layer.rows // (self.tile_rows * self.share_weights))
-        columns = -(-layer.n // (self.tile_columns * self.share_rows))
+        rows = -(-layer.rows // self.tile_rows)
+        columns = -(-layer.n // self.tile_columns)
         return rows * columns * layer.groups
 
     def clusters(self, layer: WideLayer) -> int:

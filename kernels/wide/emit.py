@@ -85,10 +85,10 @@ class WideKernel:
         return Launch(
             source=source,
             entry=self.entry,
-            grid=(config.clusters(layer) * config.cluster, 1, 1),
+            grid=(config.clusters(layer) * config.split, 1, 1),
             block=config.threads,
             arguments=(*arguments, *extra),
-            cluster=config.cluster,
+            cluster=config.split,
             shared_bytes=config.shared_bytes(layer.epilogue.n_staged),
             dependent=dependent,
         )
@@ -103,7 +103,7 @@ class WideKernel:
                 rows=layer.rows,
                 columns=columns,
                 row_bytes=2 * matrix.leading,
-                box_rows=config.tile_rows // config.share_rows,
+                box_rows=config.tile_rows,
                 box_columns=K_TILE,
             )
             for i in range(n_maps)
@@ -198,7 +198,7 @@ def _wgmma_text(layer: WideLayer, config: WideConfig, entry: str, precision: Pre
     c = config
     tile = (
         f"WideTile<{_STORAGE[precision]}, {c.tile_rows}, {c.tile_columns}, {c.stages}, {c.split}, "
-        f"{c.share_weights}, {c.share_rows}, {len(staged)}{', true' if c.alternate else ''}>"
+        f"{len(staged)}>"
     )
     lines = [
         '#include "wide_sm90.cuh"',

@@ -1,13 +1,12 @@
 """Checks and times the wide linear kernels on a card, beside torch's matmul in a CUDA graph.
 
-    python3 -m tests.gpu.wide_probe [check] [sweep N] [chain] [best] [alternate]
+    python3 -m tests.gpu.wide_probe [check] [sweep N] [chain] [best]
 
 ``check`` compares with float64 over odd shapes; ``sweep`` times, for each layer and row count, the
 N configs of each tile and split that the cost model likes best; ``chain`` runs the nine wide layers
-of DLRM-DCNv2 as dependent launches, as the model chooses, ``best`` as the sweep found fastest;
-``alternate`` does all that with configs of alternating warpgroups. Cold: one graph replay after L2
-was overwritten, median. The last lines are the summary; with OUT set, wide_probe.json there holds
-every number.
+of DLRM-DCNv2 as dependent launches, as the model chooses, ``best`` as the sweep found fastest.
+Cold: one graph replay after L2 was overwritten, median. The last lines are the summary; with OUT
+set, wide_probe.json there holds every number.
 """
 
 from __future__ import annotations
@@ -312,27 +311,16 @@ def check_one(
     return worst
 
 
-def check(alternate: bool) -> None:
+def check() -> None:
     c = wide.WideConfig
     wg, mma = wide.Method.WGMMA, wide.Method.MMA
     configs = [
-        c(wg, 64, 32, 5), c(wg, 64, 64, 4), c(wg, 64, 128, 3), c(wg, 128, 64, 4),
+        c(wg, 64, 32, 5), c(wg, 64, 64, 4), c(wg, 64, 128, 3), c(wg, 128, 64, 4), c(wg, 128, 32, 5),
         c(wg, 128, 128, 4), c(wg, 128, 128, 5, max_clusters=3), c(wg, 128, 256, 3, max_clusters=5),
-        c(wg, 64, 32, 5, 8), c(wg, 64, 64, 3, 4), c(wg, 64, 32, 4, 4, 1, 2),
-        c(wg, 128, 128, 3, 4), c(wg, 128, 64, 3, 8), c(wg, 128, 64, 3, 2, 2, 2),
-        c(wg, 128, 128, 4, 1, 2, max_clusters=4), c(wg, 128, 128, 5, 1, 2, 2, max_clusters=3),
-        c(wg, 128, 256, 4, 1, 2, max_clusters=3), c(wg, 64, 128, 4, 1, 4),
-        c(wg, 64, 64, 4, 1, 1, 2),
-        c(wg, 128, 32, 5), c(wg, 128, 32, 5, 2),
+        c(wg, 64, 32, 5, 8), c(wg, 64, 64, 3, 4), c(wg, 64, 128, 4, 2), c(wg, 128, 32, 5, 2),
+        c(wg, 128, 128, 3, 4), c(wg, 128, 64, 3, 8), c(wg, 128, 256, 4),
         c(mma, 64, 32, 6), c(mma, 64, 64, 4), c(mma, 128, 64, 4), c(mma, 128, 128, 3),
     ]  # fmt: skip
-    if alternate:
-        configs = [
-            c(wg, 128, 128, 4, alternate=True),
-            c(wg, 128, 128, 4, alternate=True, max_clusters=3),
-            c(wg, 128, 128, 5, 1, 2, alternate=True, max_clusters=2),
-            c(wg, 128, 128, 3, 1, 1, 2, alternate=True, max_clusters=2),
-        ]
     layer = wide.WideLayer
     fp, bf = Precision.FP16, Precision.BF16
     cases = [
@@ -363,13 +351,12 @@ def check(alternate: bool) -> None:
         if not error < (2e-3 if precision is fp else 1.2e-2):
             bad += 1
             note("WRONG", error, one.rows, rows, one.n, one.segments, one.groups, config)
-    key = "check alternate" if alternate else "check"
-    RESULTS[key] = {
+    RESULTS["check"] = {
         "cases": len(pairs),
         "bad": bad,
         "worst": {p.value: w for p, w in worst.items()},
     }
-    note(key, RESULTS[key])
+    note("check", RESULTS["check"])
 
 
 # ---- times
@@ -390,8 +377,7 @@ N_CHAIN = 8  # launches, each with weights of its own
 def brief(c: wide.WideConfig) -> str:
     return (
         f"{c.method[0]} {c.tile_rows}x{c.tile_columns} st{c.stages} sp{c.split} "
-        f"{c.share_weights}x{c.share_rows} b{c.blocks_per_sm} m{c.max_clusters}"
-        f"{' alt' if c.alternate else ''}"
+        f"b{c.blocks_per_sm} m{c.max_clusters}"
     )
 
 
@@ -436,41 +422,43 @@ def time_layer(layer: wide.WideLayer, configs: list[wide.WideConfig]) -> list[tu
     return times
 
 
-def some(layer: wide.WideLayer, count: int, alternate: bool) -> list[wide.WideConfig]:
+def estimated(layer: wide.WideLayer, config: wide.WideConfig) -> float:
+    if config.method is wide.Method.MMA:
+        return 0.0
+    return wide.estimate_us(layer, config, H100)
+
+
+def some(layer: wide.WideLayer, count: int) -> list[wide.WideConfig]:
     """Return the model's favourite, its favourites of each tile and split, and what sm_80 gets."""
-    every = [c for c in wide.candidates(layer, H100) if c.alternate == alternate]
-    every.sort(key=lambda c: wide.clocks(layer, c, H100))
+    every = sorted(wide.candidates(layer, H100), key=lambda c: wide.estimate_us(layer, c, H100))
     taken = every[:1]
     seen: dict[tuple[int, int, int], int] = {}
     for config in every:
         key = (config.tile_rows, config.tile_columns, config.split)
         seen[key] = seen.get(key, 0) + 1
-        slow = wide.clocks(layer, config, H100) > 2.3 * wide.clocks(layer, every[0], H100)
+        slow = estimated(layer, config) > 2.3 * estimated(layer, every[0])
         if seen[key] <= count and not slow and config not in taken:
             taken.append(config)
-    return taken if alternate else [*taken, wide.choose(layer, A100)]
+    return [*taken, wide.choose(layer, A100)]
 
 
-def sweep(count: int, alternate: bool) -> None:
+def sweep(count: int) -> None:
     work = []
     for name, (segments, n, groups, epilogue) in LAYERS.items():
         for rows in (64, 512, 4096):
             layer = wide.WideLayer(rows, n, segments, groups, epilogue)
-            configs = some(layer, count, alternate)
-            if configs:
-                work.append((name, layer, configs))
+            configs = some(layer, count)
+            work.append((name, layer, configs))
     build([wide.emit(la, c, "wide", Precision.FP16) for _, la, cs in work for c in cs])
     for name, layer, configs in work:
         times = time_layer(layer, configs)
-        model = [wide.clocks(layer, c, H100) / 1.7e3 for c in configs]
+        model = [estimated(layer, c) for c in configs]
         best = min(times[:-1])
         fastest = configs[times.index(best)]
         key = (name, layer.rows)
         if key not in BEST or best[0] < BEST[key][0]:
             BEST[key] = (best[0], fastest)
-        RESULTS[
-            f"{name} {layer.rows}{' alternate' if alternate else ''}"
-        ] = [  # measured, by the model, config
+        RESULTS[f"{name} {layer.rows}"] = [  # measured, by the model, config
             (round(t, 2), round(m, 2), what)
             for (t, what), m in sorted(zip(times, [*model, 0.0], strict=True))
         ]
@@ -551,7 +539,8 @@ def chain(best: bool) -> None:
         line = (
             f"chain{' best' if best else ''} {rows:5} cold {cold:7.1f} warm {warm:7.1f}"
             f" without PDL {plain:7.1f} torch matmuls {cold_us(library):7.1f}"
-            f" error {error:.1e} bad {bad}/20 {sum(la.flops for la in layers) / cold / 1e6:5.0f} TFLOP/s"
+            f" error {error:.1e} bad {bad}/20"
+            f" {sum(la.flops for la in layers) / cold / 1e6:5.0f} TFLOP/s"
         )
         key = f"chain {rows}{' best' if best else ''}"
         RESULTS[key] = [
@@ -573,16 +562,12 @@ def main() -> None:
     count = int(words[words.index("sweep") + 1]) if "sweep" in words else 6
     note(torch.cuda.get_device_name(), words)
     if "check" in words:
-        check(alternate=False)
+        check()
     if "chain" in words:
         chain(best=False)
     if "sweep" in words:
-        sweep(count, alternate=False)
+        sweep(count)
     if "best" in words:
-        chain(best=True)
-    if "alternate" in words:
-        check(alternate=True)
-        sweep(count, alternate=True)
         chain(best=True)
 
 
