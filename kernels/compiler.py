@@ -13,6 +13,7 @@ from kernels.ir.node import Graph, Lead, Node, Op
 from kernels.ir.reference import flops
 from kernels.passes import expand, optimise
 from kernels.passes.expand import expand_norms
+from kernels.plan.facts import launch_facts
 from kernels.plan.matrix import ELEMENTS, Matrix
 from kernels.plan.pack import Blob
 from kernels.plan.phases import SEQUENCES, Kind, Phase, plan_phases
@@ -23,6 +24,7 @@ from kernels.plan.wide_phase import wide_inputs, wide_layer, wide_matrix
 from kernels.program import (
     Bucket,
     Launch,
+    LaunchFacts,
     Pointer,
     Precision,
     Program,
@@ -31,7 +33,7 @@ from kernels.program import (
     Target,
     leading_dimension,
 )
-from kernels.wide import choose, emit, pack
+from kernels.wide import WideConfig, choose, emit, pack
 
 # Rows up to which a tile is cut so: measured on an H100 and an H200 with DeepFM and DLRM.
 _SMALL_ROWS: Final = 64
@@ -90,6 +92,7 @@ class _Compiler:
     weights: Blob = attrs.field(factory=Blob)
     scratch: int = 0
     notes: list[str] = attrs.field(factory=list)
+    facts: list[LaunchFacts] = attrs.field(factory=list)
 
     def program(self) -> Program:
         options, bucket = self.options, self.bucket
@@ -122,6 +125,7 @@ class _Compiler:
             flops=flops(graph).total(bucket.rows, bucket.requests),
             bytes_moved=inputs + self.weights.size + bucket.rows * graph.output.width * 4,
             notes=tuple(self.notes),
+            facts=tuple(self.facts),
         )
 
     def _has_halves(self) -> bool:
@@ -163,15 +167,19 @@ class _Compiler:
                 targets[output] = Matrix(Pointer(Role.SCORES), Lead.ROWS, n, n, "Float32")
             else:
                 targets[output] = self._scratch(output)
+        weights = self.weights.size
+        cut: TileKernel | WideConfig | None = None
         if phase.kind is Kind.TILE:
-            self._tile(phase, index, targets)
+            cut = self._tile(phase, index, targets)
         elif phase.kind is Kind.WIDE:
-            self._wide(phase, index, targets[phase.outputs[0]])
+            cut = self._wide(phase, index, targets[phase.outputs[0]])
         else:
             self._sequence(phase, index, targets[phase.outputs[0]])
+        weights = self.weights.size - weights
+        self.facts.append(launch_facts(phase, self.bucket, self.matrices, targets, cut, weights))
         self.matrices.update({n: m for n, m in targets.items() if n is not graph.output})
 
-    def _tile(self, phase: Phase, index: int, targets: Mapping[Node, Matrix]) -> None:
+    def _tile(self, phase: Phase, index: int, targets: Mapping[Node, Matrix]) -> TileKernel:
         dependent = self._is_dependent(index)
         kernel = self._assembled(phase, f"phase{index}", targets, dependent=dependent)
         source = self._source(_TILE_INCLUDES + kernel.text)
@@ -179,8 +187,9 @@ class _Compiler:
         rows = self._rows(phase.lead)
         self.launches.append(launch(kernel, source, rows, at, dependent=dependent))
         self.notes += describe(kernel, self.launches[-1])
+        return kernel
 
-    def _wide(self, phase: Phase, index: int, target: Matrix) -> None:
+    def _wide(self, phase: Phase, index: int, target: Matrix) -> WideConfig:
         layer, precision = wide_layer(phase, self._rows(phase.lead)), self.options.precision
         config = choose(layer, self.target)
         kernel = emit(layer, config, f"phase{index}", precision)
@@ -201,6 +210,7 @@ class _Compiler:
             f"phase{index}: {made.grid[0]} blocks of {made.block} threads, {config}",
             f"  wide linear {layer.groups} x {layer.k} -> {layer.n} {epilogue}",
         ]
+        return config
 
     def _sequence(self, phase: Phase, index: int, target: Matrix) -> None:
         precision, rows = self.options.precision, self._rows(phase.lead)
@@ -263,10 +273,7 @@ class _Compiler:
         large = [TileShape(32, 1)] if rows > _MIDDLE_ROWS else []
         if not has_streams(self.target):
             return [*large, TileShape(16, 1), *_SMALL_TILES]
-        splits = self._streamed_bytes(phase) >= _SPLIT_BYTES
-        if large and splits:
-            large.insert(0, TileShape(32, 1, share=2))
-        if large or not splits:
+        if large or self._streamed_bytes(phase) < _SPLIT_BYTES:
             clusters = [1]
         else:
             clusters = [8, 4, 2, 1] if rows <= _SMALL_ROWS else [2, 1]

@@ -149,6 +149,82 @@ class Launch:
     dependent: bool = False
 
 
+@attrs.frozen
+class WorkItem:
+    """A step of a launch, for people.
+
+    Attributes:
+        flops: Multiply-adds times two, for one row.
+    """
+
+    title: str
+    flops: int
+
+
+@attrs.frozen
+class Held:
+    """A piece of a block's dynamic shared memory.
+
+    Attributes:
+        offset: In bytes from its start.
+        first, last: Work items between which it is in use.
+        width: Columns of a value; 0 for what is none.
+    """
+
+    name: str
+    offset: int
+    size_bytes: int
+    first: int
+    last: int
+    width: int = 0
+
+
+@attrs.frozen
+class Crossing:
+    """A value in device memory that a launch reads or writes.
+
+    Attributes:
+        name: Of the model's node.
+        pointer: Where it lies, which tells it from others.
+        lead: ``rows`` or ``requests``.
+        element: ``Float32``, ``Fp16`` or ``Bf16``.
+        size_bytes: Of the bucket's rows.
+    """
+
+    name: str
+    pointer: Pointer
+    lead: str
+    columns: int
+    element: str
+    size_bytes: int
+
+
+@attrs.frozen(kw_only=True)
+class LaunchFacts:
+    """What one launch does, for whoever shows a plan; nothing runs by it.
+
+    Attributes:
+        kind: ``tile``, ``wide``, ``attention`` or ``encoder``.
+        lead: What its rows are: ``rows`` or ``requests``.
+        rows: Of the bucket.
+        rows_run: The same in whole tiles.
+        held: Of tiles.
+        flops: In products of matrices, for the bucket.
+        weights_bytes: That it reads, as they are packed; of a cluster's blocks together.
+    """
+
+    kind: str
+    lead: str
+    rows: int
+    rows_run: int
+    items: tuple[WorkItem, ...]
+    held: tuple[Held, ...]
+    reads: tuple[Crossing, ...]
+    writes: tuple[Crossing, ...]
+    flops: int
+    weights_bytes: int
+
+
 @attrs.frozen(eq=False)
 class Program:
     """Everything that one bucket needs on a card.
@@ -160,7 +236,8 @@ class Program:
         scratch_bytes: Size of the SCRATCH buffer.
         flops: Multiply-adds of the graph times two, for ``bucket.rows`` rows.
         bytes_moved: The least bytes through device memory: inputs, weights and scores once.
-        notes: What ``kernels.show`` prints of how it came about, line by line.
+        notes: What a log says of how it came about, line by line.
+        facts: Of each launch, for ``kernels.show``.
     """
 
     bucket: Bucket
@@ -176,6 +253,7 @@ class Program:
     flops: int = 0
     bytes_moved: int = 0
     notes: tuple[str, ...] = ()
+    facts: tuple[LaunchFacts, ...] = ()
 
 
 def leading_dimension(width: int) -> int:
