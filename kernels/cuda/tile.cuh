@@ -10,10 +10,7 @@
 // One warp produces: it streams the weights of all Linears, packed in the order in which the tensor
 // cores read them, through a ring of NS stages. The other NW warps consume.
 //
-// With many rows, blocks of a cluster do not split columns but share weights: SHARE blocks, each with R rows of its own, fetch
-// a part of each stage for all of them. C is 1 then.
-//
-// Cfg, which the emitter writes, has: T (Fp16 or Bf16), R, C, SHARE, NW, NS, SB (bytes of a stage), and
+// Cfg, which the emitter writes, has: T (Fp16 or Bf16), R, C, NW, NS, SB (bytes of a stage), and
 // STREAM (false: no producer, no ring; weights are read from global memory, for sm_80).
 #pragma once
 #include "ptx.cuh"
@@ -26,9 +23,6 @@ template <class Cfg> struct Tile {
   static constexpr int R = Cfg::R, C = Cfg::C, NW = Cfg::NW, NS = Cfg::NS, SB = Cfg::SB;
   static constexpr int BARRIERS = 16 * NS + 24;  // bytes: full and empty of each stage, gather 2x, constants
   static constexpr int CONSUMERS = NW * 32;
-  static constexpr int SHARE = Cfg::SHARE;
-  static constexpr bool CLUSTER = C > 1 || SHARE > 1;
-  static_assert(C == 1 || SHARE == 1, "a cluster splits columns or shares weights");
   typedef typename Cfg::T T;
   u32 base, ring;             // shared addresses; barriers lie at base
   int warp, lane, row0, n_rows;
@@ -52,7 +46,7 @@ template <class Cfg> struct Tile {
     slot = 0; parity = 0; n_gathers = 0;
     if constexpr (Cfg::STREAM) {
       if (warp == NW && lane == 0) {
-        for (int i = 0; i < NS; i++) { mbarrier_init(full(i), 1); mbarrier_init(empty(i), NW * SHARE); }
+        for (int i = 0; i < NS; i++) { mbarrier_init(full(i), 1); mbarrier_init(empty(i), NW); }
         mbarrier_init(base + 16 * NS, NW); mbarrier_init(base + 16 * NS + 8, NW);
         mbarrier_init(constants_bar(), 1);
         mbarrier_init_fence();
@@ -60,30 +54,15 @@ template <class Cfg> struct Tile {
       if (warp == NW) __syncwarp();
     }
   }
-  // Consumers wait until every block's barriers stand. So does a producer that writes to other blocks; else it only arrives.
-  DEVICE void meet_producer() {
-    if constexpr (CLUSTER) cluster_arrive(); else named_barrier_arrive(2, CONSUMERS + 32);
-    if constexpr (SHARE > 1) cluster_wait();
-  }
+  // The producer arrives without waiting; consumers wait until every block's barriers stand.
+  DEVICE void meet_producer() { if constexpr (C > 1) cluster_arrive(); else named_barrier_arrive(2, CONSUMERS + 32); }
   DEVICE void meet_consumer() {
-    if constexpr (CLUSTER) cluster_sync();
+    if constexpr (C > 1) cluster_sync();
     else if (Cfg::STREAM) named_barrier(2, CONSUMERS + 32);
   }
-  DEVICE void close_producer() {
-    if constexpr (CLUSTER && SHARE == 1) cluster_wait();
-    if constexpr (CLUSTER) cluster_sync();
-  }
-  DEVICE void close_consumer() { if constexpr (CLUSTER) cluster_sync(); }  // a peer may still write here
-  // Whether no block of the cluster has a row.
-  DEVICE bool is_idle() const { return (int)(blockIdx.x / (C * SHARE)) * SHARE * R >= n_rows; }
-  // One warp has read what it needs of a stage.
-  DEVICE void release(int i) {
-    if constexpr (SHARE == 1) mbarrier_arrive(empty(i));
-    else {
-#pragma unroll
-      for (u32 peer = 0; peer < SHARE; peer++) mbarrier_arrive_cluster(map_to_rank(empty(i), peer));
-    }
-  }
+  DEVICE void close_producer() { if constexpr (C > 1) { cluster_wait(); cluster_sync(); } }
+  DEVICE void close_consumer() { if constexpr (C > 1) cluster_sync(); }  // a peer may still write here
+  DEVICE bool is_idle() const { return row0 >= n_rows; }
 
   DEVICE void sync() { named_barrier(1, CONSUMERS); }
   DEVICE void next() { if (++slot == NS) { slot = 0; parity ^= 1; } }
@@ -149,6 +128,18 @@ template <int ROW_BYTES, class Cfg> DEVICE void prefetch_rows(const Tile<Cfg>& t
   for (int r = tile.lane; r < Cfg::R; r += 32) bulk_prefetch(matrix + (u64)tile.row(r) * ROW_BYTES, ROW_BYTES);
 }
 
+// Copies items i < N that `threads` threads share: a batch of them is read before the first is written.
+template <int N, int THREADS, class Read, class Write> DEVICE void in_batches(int thread, Read read, Write write) {
+  constexpr int EACH = ceil_div(N, THREADS), BATCH = EACH < 8 ? EACH : 8;
+  for (int first = thread; first < N; first += BATCH * THREADS) {
+    U32x4 v[BATCH];
+#pragma unroll
+    for (int j = 0; j < BATCH; j++) if (first + j * THREADS < N) v[j] = read(first + j * THREADS);
+#pragma unroll
+    for (int j = 0; j < BATCH; j++) if (first + j * THREADS < N) write(first + j * THREADS, v[j]);
+  }
+}
+
 // ---- steps. A step writes `value`; sync() or gathered() must stand between it and a reader of another warp.
 
 // Columns [column, column + WIDTH) of a row-major matrix become a value of halves, with zeros up to CHUNKS * 8 columns.
@@ -157,20 +148,15 @@ template <class Cfg, class E, int WIDTH, int CHUNKS, int LD, bool ALIGNED, class
 DEVICE void load_columns(const Tile<Cfg>& tile, u32 value, const u8* matrix, int column, Row row) {
   constexpr int R = Cfg::R, BYTES = Element<E>::BYTES, WHOLE = ALIGNED ? WIDTH / 8 : 0;
   const int thread = tile.warp * 32 + tile.lane;
-  if constexpr (WHOLE >= 32) {
-    // A warp a row, many loads in flight before the first is stored.
-    for (int r = tile.warp; r < R; r += Cfg::NW) {
-      const u8* from = matrix + ((u64)row(r) * LD + column) * BYTES;
-#pragma unroll 8
-      for (int chunk = tile.lane; chunk < WHOLE; chunk += 32)
-        store_shared_u32x4(value + (chunk * R + r) * 16, load_eight<typename Cfg::T, E>(from + chunk * 8 * BYTES));
-    }
-  } else if constexpr (WHOLE > 0) {
-#pragma unroll 4
-    for (int i = thread; i < R * WHOLE; i += Cfg::NW * 32) {
+  if constexpr (WHOLE > 0) {
+    // Many loads are in flight before the first is stored; neighbouring threads read along a row.
+    in_batches<R * WHOLE, Cfg::NW * 32>(thread, [&](int i) {
       const int r = i / WHOLE, chunk = i - r * WHOLE;
-      store_shared_u32x4(value + (chunk * R + r) * 16, load_eight<typename Cfg::T, E>(matrix + ((u64)row(r) * LD + column + chunk * 8) * BYTES));
-    }
+      return load_eight<typename Cfg::T, E>(matrix + ((u64)row(r) * LD + column + chunk * 8) * BYTES);
+    }, [&](int i, U32x4 v) {
+      const int r = i / WHOLE, chunk = i - r * WHOLE;
+      store_shared_u32x4(value + (chunk * R + r) * 16, v);
+    });
   }
   for (int i = thread; i < R * (CHUNKS - WHOLE); i += Cfg::NW * 32) {
     const int r = i % R, chunk = WHOLE + i / R;
@@ -220,16 +206,15 @@ template <class Cfg, class E, int WIDTH, int LD, class F> DEVICE void map_matrix
 // Columns of one matrix become columns of another, of halves; all places are multiples of 16 bytes.
 template <class Cfg, class E, int WIDTH, int LD_FROM, int LD_TO, class Row>
 DEVICE void copy_columns(const Tile<Cfg>& tile, u8* to, int to_column, const u8* from, int from_column, Row row) {
-  constexpr int ROWS = ceil_div(Cfg::R, Cfg::C);
-  for (int i = tile.warp; i < ROWS; i += Cfg::NW) {
-    const int r = (int)tile.rank * ROWS + i;
-    if (r >= Cfg::R || tile.row0 + r >= tile.n_rows) continue;
-    const u8* source = from + ((u64)row(r) * LD_FROM + from_column) * Element<E>::BYTES;
-    u8* target = to + ((u64)(tile.row0 + r) * LD_TO + to_column) * 2;
-#pragma unroll 8
-    for (int c = tile.lane * 8; c < WIDTH; c += 256)
-      store_global_u32x4(target + c * 2, load_eight<typename Cfg::T, E>(source + c * Element<E>::BYTES));
-  }
+  constexpr int ROWS = ceil_div(Cfg::R, Cfg::C), CHUNKS = WIDTH / 8;
+  const int first = (int)tile.rank * ROWS;
+  in_batches<ROWS * CHUNKS, Cfg::NW * 32>(tile.warp * 32 + tile.lane, [&](int i) {
+    const int r = first + i / CHUNKS, c = i % CHUNKS * 8;
+    return load_eight<typename Cfg::T, E>(from + ((u64)row(r < Cfg::R ? r : 0) * LD_FROM + from_column + c) * Element<E>::BYTES);
+  }, [&](int i, U32x4 v) {
+    const int r = first + i / CHUNKS, c = i % CHUNKS * 8;
+    if (r < Cfg::R && tile.row0 + r < tile.n_rows) store_global_u32x4(to + ((u64)(tile.row0 + r) * LD_TO + to_column + c) * 2, v);
+  });
 }
 // A value of halves becomes columns of a matrix of halves.
 template <class Cfg, int WIDTH, int LD> DEVICE void store_columns(const Tile<Cfg>& tile, u8* to, int column, u32 value) {
@@ -334,13 +319,9 @@ template <class Cfg, int N> struct Linear {
   template <int K32> static DEVICE void produce(Tile<Cfg>& tile, const u8*& weights) {
     for (int k = 0; k < K32; k += KS) {
       const int bytes = (K32 - k < KS ? K32 - k : KS) * STEP;
-      if constexpr (Cfg::SHARE == 1) mbarrier_wait(tile.empty(tile.slot), tile.parity ^ 1); else mbarrier_wait_cluster(tile.empty(tile.slot), tile.parity ^ 1);
+      mbarrier_wait(tile.empty(tile.slot), tile.parity ^ 1);
       mbarrier_arrive_expect(tile.full(tile.slot), bytes);
-      if constexpr (Cfg::SHARE == 1) bulk_copy_to_shared(tile.ring + tile.slot * Cfg::SB, weights, bytes, tile.full(tile.slot));
-      else {
-        const int part = bytes / Cfg::SHARE, first = (int)cluster_rank() * part;
-        bulk_copy_multicast(tile.ring + tile.slot * Cfg::SB + first, weights + first, part, tile.full(tile.slot), (u16)((1 << Cfg::SHARE) - 1));
-      }
+      bulk_copy_to_shared(tile.ring + tile.slot * Cfg::SB, weights, bytes, tile.full(tile.slot));
       weights += bytes;
       tile.next();
     }
@@ -393,11 +374,11 @@ template <class Cfg, int N> struct Linear {
           if (K32 % KS == 0 || k + kk < K32) { step(s, a, [&](int j) { return load_shared_u32x4(b + kk * STEP + offset[j]); }); a += R * 64; }
         }
         // A slot is freed one stage late: freed at once, a copy was seen to overtake the last loads from it.
-        if (k) { __syncwarp(); if (tile.lane == 0) tile.release(tile.slot ? tile.slot - 1 : Cfg::NS - 1); }
+        if (k) { __syncwarp(); if (tile.lane == 0) mbarrier_arrive(tile.empty(tile.slot ? tile.slot - 1 : Cfg::NS - 1)); }
         tile.next();
       }
       __syncwarp();
-      if (tile.lane == 0) tile.release(tile.slot ? tile.slot - 1 : Cfg::NS - 1);
+      if (tile.lane == 0) mbarrier_arrive(tile.empty(tile.slot ? tile.slot - 1 : Cfg::NS - 1));
     }
   }
   // Adds biases (floats in shared memory, this block's columns), calls epilogue(r, c, v0, v1) on pairs of columns, stores them

@@ -44,13 +44,11 @@ class TileShape:
         rows: Of a tile; 16 or more for tensor cores.
         cluster: Blocks that share a tile.
         warps: That consume.
-        share: Blocks of a cluster that have tiles of their own and share the weights' way in.
     """
 
     rows: int
     cluster: int
     warps: int = 8
-    share: int = 1
 
 
 @attrs.define(eq=False)

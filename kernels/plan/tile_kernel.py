@@ -87,17 +87,17 @@ def launch(
     return Launch(
         source=source,
         entry=kernel.entry,
-        grid=(-(-tiles // shape.share) * shape.share * shape.cluster, 1, 1),
+        grid=(tiles * shape.cluster, 1, 1),
         block=shape.warps * 32 + (32 if streams else 0),
         arguments=tuple(arguments),
-        cluster=shape.cluster * shape.share,
+        cluster=shape.cluster,
         shared_bytes=kernel.layout.total,
         dependent=dependent,
     )
 
 
 def _streams(builder: TileBuilder, *, target_streams: bool) -> bool:
-    return target_streams or builder.shape.cluster * builder.shape.share > 1
+    return target_streams or builder.shape.cluster > 1
 
 
 def _layout(builder: TileBuilder, steps: Sequence[Step], target: Target) -> Layout | None:
@@ -140,7 +140,7 @@ def _text(
     dependent: bool,
 ) -> TileKernel:
     shape = builder.shape
-    stream = layout.n_stages > 0 or shape.cluster * shape.share > 1
+    stream = layout.n_stages > 0 or shape.cluster > 1
     bodies = [step.text() for step in steps]  # names parameters and fills tables: comes first
     blob = Blob()
     size = builder.constants.shared_size
@@ -168,7 +168,7 @@ def _text(
     n_threads = shape.warps * 32 + (32 if stream else 0)
     lines = [
         f"struct {entry}_cfg {{ typedef {storage} T; static constexpr int R = {shape.rows}, "
-        f"C = {shape.cluster}, SHARE = {shape.share}, NW = {shape.warps}, NS = {max(layout.n_stages, 1)}, "
+        f"C = {shape.cluster}, NW = {shape.warps}, NS = {max(layout.n_stages, 1)}, "
         f"SB = {max(layout.stage_bytes, 512)}; "
         f"static constexpr bool STREAM = {'true' if stream else 'false'}; }};",
         f"KERNEL void __launch_bounds__({n_threads}, 1) {entry}(const u8* weights, "
@@ -280,7 +280,7 @@ def describe(kernel: TileKernel, made: Launch) -> list[str]:
     shape, layout = kernel.builder.shape, kernel.layout
     head = (
         f"{kernel.entry}: {made.grid[0]} blocks of {made.block} threads, "
-        f"tiles of {shape.rows} rows, clusters of {shape.cluster} x {shape.share}, "
+        f"tiles of {shape.rows} rows, clusters of {shape.cluster}, "
         f"{layout.total} bytes of shared memory ({layout.n_stages} stages of "
         f"{layout.stage_bytes}), {kernel.barriers} barriers"
     )
