@@ -1,0 +1,107 @@
+"""A plan as text: the whole, then each launch with its work items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kernels.gpu.buckets import usual_buckets
+from kernels.program import Bucket, Crossing
+from kernels.show.plan import Plan, Stage
+
+
+def describe(plan: Plan) -> str:
+    """Return a plan's description, some tens of lines."""
+    return "\n".join(_lines(plan)) + "\n"
+
+
+def _lines(plan: Plan) -> Iterator[str]:
+    program, target = plan.program, plan.target
+    bucket = program.bucket
+    yield f"model     {plan.model}"
+    yield (
+        f"bucket    {bucket.rows} rows of {bucket.requests} requests; "
+        f"user [{program.user_width}], candidate [{program.candidate_width}] staged as "
+        f"{program.input_dtype}; scores [{program.n_outputs}]"
+    )
+    yield (
+        f"target    {target.arch}, {target.n_sms} multiprocessors, "
+        f"{target.shared_bytes:,} bytes of shared memory a block; {program.precision}"
+    )
+    yield f"launches  {len(plan.stages)}, from {plan.source_bytes:,} characters of CUDA"
+    yield (
+        f"memory    {program.weights.nbytes:,} bytes of weights, "
+        f"{program.scratch_bytes:,} of scratch"
+    )
+    yield f"bound     {_bound(plan, program.bytes_moved, program.flops)}"
+    yield f"padding   {_padding(plan)}"
+    for index, stage in enumerate(plan.stages):
+        yield ""
+        yield from _stage(plan, stage, index)
+    for problem in dict.fromkeys(each for stage in plan.stages for each in stage.problems):
+        yield f"problem   {problem}"
+
+
+def _bound(plan: Plan, n_bytes: int, n_flops: int) -> str:
+    bound = plan.bound
+    return (
+        f"{n_bytes:,} bytes / {bound.bytes_per_s / 1e12:g} TB/s = "
+        f"{n_bytes / bound.bytes_per_s * 1e6:.2f} us, "
+        f"{n_flops:,} FLOPs / {bound.flops_per_s / 1e12:g} TFLOP/s = "
+        f"{n_flops / bound.flops_per_s * 1e6:.2f} us: {bound.limit(n_bytes, n_flops)}, "
+        f"{bound.seconds(n_bytes, n_flops) * 1e6:.2f} us"
+    )
+
+
+def _padding(plan: Plan) -> str:
+    bucket = plan.program.bucket
+    smaller = _next_smaller(bucket)
+    batch = f"batches of {smaller + 1} to {bucket.rows} rows: {_share(bucket.rows, smaller + 1)}"
+    by_lead: dict[str, str] = {}
+    for stage in plan.stages:
+        facts = stage.facts
+        by_lead[facts.lead] = f"tiles of {facts.lead}: {_share(facts.rows_run, facts.rows)}"
+    return "; ".join([f"{batch} to 0 %", *by_lead.values()])
+
+
+def _next_smaller(bucket: Bucket) -> int:
+    """Return the rows of the usual bucket below this one, or 0."""
+    usual = usual_buckets(bucket.rows, bucket.requests)
+    return max((each.rows for each in usual if each.rows < bucket.rows), default=0)
+
+
+def _share(run: int, used: int) -> str:
+    return f"{(1 - used / run) * 100:.0f} %"
+
+
+def _stage(plan: Plan, stage: Stage, index: int) -> Iterator[str]:
+    launch, facts = stage.launch, stage.facts
+    clusters = f" in clusters of {launch.cluster}" if launch.cluster > 1 else ""
+    waves = stage.n_blocks / plan.target.n_sms
+    yield (
+        f"launch {index}  {facts.kind} of {facts.rows} {facts.lead}: {stage.n_blocks} blocks of "
+        f"{launch.block} threads{clusters} ({waves:.2f} a multiprocessor), "
+        f"{launch.shared_bytes:,} bytes of shared memory"
+        + (", overlaps the launch before" if launch.dependent else "")
+    )
+    taken = stage.resources
+    if taken is not None:
+        yield (
+            f"  kernel  {taken.entry}: {taken.registers} registers, "
+            f"{taken.spill_store_bytes} bytes spilled, {taken.stack_bytes} bytes of stack, "
+            f"{taken.barriers} barriers"
+        )
+    yield f"  bound   {_bound(plan, stage.n_bytes, facts.flops)}"
+    for verb, crossings in (("reads", facts.reads), ("writes", facts.writes)):
+        for each in crossings:
+            yield f"  {verb:<7} {crossing_text(each)}, {each.size_bytes:,} bytes"
+    yield f"  reads   weights, {facts.weights_bytes:,} bytes"
+    for number, item in enumerate(facts.items):
+        done = f"  {item.flops:,} FLOPs a row" if item.flops else ""
+        yield f"  {number:>5}   {item.title}{done}"
+
+
+def crossing_text(crossing: Crossing) -> str:
+    """Name a value in memory with its shape and element type."""
+    role = crossing.pointer.role
+    name = crossing.name if role == crossing.name else f"{crossing.name} ({role})"
+    return f"{name} [{crossing.lead}, {crossing.columns}] {crossing.element}"
