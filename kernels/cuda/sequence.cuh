@@ -47,6 +47,15 @@ template <class T, class E, int N, bool ALIGNED> DEVICE void load_words(const u8
 template <class E, int LD, bool ALIGNED, bool INDEXED> struct MatrixRows {
   const u8* matrix; const int* index;
   DEVICE const u8* at(int row, int column) const { return matrix + ((u64)(INDEXED ? index[row] : row) * LD + column) * Element<E>::BYTES; }
+  // Starts bringing a row's first columns into L2; a row that another matrix names takes a look-up, and is left.
+  DEVICE void prefetch(int row, int columns) const {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+    if constexpr (!INDEXED) {
+      const u64 first = (u64)at(row, 0) & ~15ull, end = ((u64)at(row, columns) + 15) & ~15ull;  // rows end at multiples of 16 bytes
+      bulk_prefetch((const void*)first, (u32)(end - first));
+    }
+#endif
+  }
 };
 // [STEPS, WIDTH] of a row.
 template <class T, class E, int LD, int WIDTH, bool ALIGNED, bool INDEXED> struct MatrixSteps : MatrixRows<E, LD, ALIGNED, INDEXED> {

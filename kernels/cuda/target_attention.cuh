@@ -418,6 +418,11 @@ DEVICE void target_attention_rows(const int* n_rows, const u8* weights, u8* dyna
   Program::load_weights(weights, shared, threadIdx.x, Cfg::WARPS * 32);
   wait_for_predecessor();  // weights are nobody's output
   auto ready = [] { cp_async_wait<0>(); named_barrier(Cfg::BARRIER + Program::GROUPS, Cfg::WARPS * 32); };
+  if (Program::GROUPS == 1 && threadIdx.x == 0) {  // few rows: what would be asked for one after another comes at once
+    query.prefetch(blockIdx.x, Program::D);
+    mask.prefetch(blockIdx.x, Program::STEPS);
+    keys.prefetch(blockIdx.x, Program::STEPS * Program::D);
+  }
   if constexpr (Program::PARTS > 1) {
     const StridedRows rows{(int)blockIdx.x * Program::GROUPS + warp / Program::PARTS, *n_rows, (int)gridDim.x * Program::GROUPS};
     Program::run(rows, warp, lane, shared, scratch, query, keys, mask, out, ready);

@@ -52,17 +52,20 @@ class EncoderShape:
         """Pairs of tiles that hold all heads."""
         return -(-self.n_heads * self.head_tiles // 2)
 
-    @property
-    def first_bytes(self) -> int:
-        """Size of the packed weights before the feed-forward layers'."""
-        pieces, products = -(-self.d // 32), self.d // 16
-        fragments = self.n_pairs * (2 * pieces * 1024 + 2 * products * 512)
-        return fragments + self.n_pairs * 64 + 6 * self.d * 4 + self.f * 4
+    def resident_bytes(self, resident: int) -> int:
+        """Return the packed weights' size up to those that ``EncoderTile.resident`` says."""
+        pieces = -(-self.d // 32)
+        size = self.n_pairs * 64 + 6 * self.d * 4 + self.f * 4
+        if resident >= 1:
+            size += self.n_pairs * (2 * pieces * 1024 + 2 * (self.d // 16) * 512)
+        if resident >= 2:
+            size += self.f * (pieces * 64 + self.d * 2)
+        return size
 
     @property
     def weight_bytes(self) -> int:
         """Size of the packed weights, a multiple of 16."""
-        return self.first_bytes + self.f * (-(-self.d // 32) * 64 + self.d * 2)
+        return self.resident_bytes(2)
 
     def unsupported(self) -> str | None:
         """Return why no kernel can be made, or None."""
@@ -86,25 +89,29 @@ class EncoderTile:
     Attributes:
         m_tiles: Tiles of 16 steps a warp, 1 or 2.
         warps: Of a block.
-        resident: Whether the feed-forward weights are in shared memory too.
+        resident: Which matrices are in shared memory: 0 none, 1 the attention's, 2 all.
+        split: Warps that hold the same steps and share heads and inner columns; 1, 2 or 4.
     """
 
     m_tiles: int
     warps: int
-    resident: bool
+    resident: int = 2
+    split: int = 1
 
     def parts(self, shape: EncoderShape) -> int:
-        """Return the warps of a row."""
+        """Return into how many parts the steps of a row are cut."""
         return -(-shape.steps // (16 * self.m_tiles))
 
     def groups(self, shape: EncoderShape) -> int:
         """Return the rows that a block has under way."""
-        return self.warps // self.parts(shape)
+        return self.warps // (self.parts(shape) * self.split)
 
     def shared_bytes(self, shape: EncoderShape) -> int:
         """Return the dynamic shared memory of a block."""
-        weights = shape.weight_bytes if self.resident else shape.first_bytes
+        weights = shape.resident_bytes(self.resident)
         exchange = self.parts(shape) * self.m_tiles * shape.n_pairs * 512
+        if self.split > 1:
+            exchange += self.parts(shape) * self.split * self.m_tiles * shape.d * 64
         return weights + self.groups(shape) * 2 * exchange
 
 
@@ -112,20 +119,22 @@ def choose_tile(shape: EncoderShape, rows: int, target: Target) -> EncoderTile:
     """Return how to cut the work of a bucket.
 
     Two tiles of steps a warp halve the loads of weights from shared memory, which else take longer
-    than the products; where rows are few, more warps a row count for more.
+    than the products. Where a block has one row at most, several warps share its steps instead.
 
     Raises:
-        ValueError: Shared memory does not hold the attention's weights.
+        ValueError: Shared memory does not hold the keys and values of a row.
     """
     tiles = -(-shape.steps // 16)
-    wide = shape.d <= 64 and shape.steps <= 64 and tiles > 1 and rows > target.n_sms
+    few = rows <= target.n_sms
+    wide = shape.d <= 64 and shape.steps <= 64 and tiles > 1 and not few
     m_tiles = 2 if wide else 1
     parts = -(-tiles // m_tiles)
-    per_sm = -(-rows // target.n_sms)
-    most = max(1, 8 // parts)
-    for resident in (True, False):
-        for groups in range(min(most, per_sm), 0, -1):
-            tile = EncoderTile(m_tiles, groups * parts, resident)
+    groups = 1 if few else min(max(1, 8 // parts), -(-rows // target.n_sms))
+    splits = [split for split in (4, 2) if few and split * parts <= 8]
+    for resident in (2, 1, 0):
+        tried = [EncoderTile(m_tiles, split * parts, resident, split) for split in splits]
+        tried += [EncoderTile(m_tiles, n * parts, resident) for n in range(groups, 0, -1)]
+        for tile in tried:
             if tile.shared_bytes(shape) <= target.shared_bytes:
                 return tile
     raise ValueError(f"an encoder of width {shape.d} does not fit {target.arch}'s shared memory")
@@ -177,13 +186,13 @@ def pack_encoder(node: Node, precision: Precision) -> tuple[U8, EncoderShape]:
 
     widths = [b_o + b_v @ w_o, gain_1, offset_1, b_2, gain_2, offset_2]
     blob = join(
+        pack_floats(_heads(b_q * arg.scale, shape)),
+        *(pack_floats(vector[order]) for vector in widths),
+        pack_floats(b_1),
         pack_neighbours(_heads(w_q * arg.scale, shape), precision),
         pack_neighbours(_heads(w_k, shape), precision),
         pack_transposed(_heads(w_v, shape), precision),
         pack_pairs(_heads(w_o.T, shape).T[:, order], precision),
-        pack_floats(_heads(b_q * arg.scale, shape)),
-        *(pack_floats(vector[order]) for vector in widths),
-        pack_floats(b_1),
         pack_neighbours(w_1, precision),
         pack_pairs(w_2[:, order], precision),
     )
@@ -209,9 +218,9 @@ def config_text(shape: EncoderShape, tile: EncoderTile, name: str, barrier: int 
         f"  typedef {act} Act;",
         f"  static constexpr int D = {shape.d}, HEADS = {shape.n_heads};",
         f"  static constexpr int HEAD_TILES = {shape.head_tiles}, F = {shape.f};",
-        f"  static constexpr int STEPS = {shape.steps}, MT = {tile.m_tiles};",
+        f"  static constexpr int STEPS = {shape.steps}, MT = {tile.m_tiles}, SPLIT = {tile.split};",
         f"  static constexpr int WARPS = {tile.warps}, BARRIER = {barrier};",
-        f"  static constexpr bool RESIDENT = {text.flag(tile.resident)};",
+        f"  static constexpr int RESIDENT = {tile.resident};",
         f"  static constexpr float EPSILON_1 = {epsilon_1}, EPSILON_2 = {epsilon_2};",
         "};",
     ]

@@ -300,7 +300,8 @@ def encoder_checks(most_rows: int) -> None:
         (bst, 37, None, "Fp16", fp16),
         (bst, 513, None, "Fp16", fp16),
         (bst, 2048, None, "Fp16", fp16),
-        (bst, 300, EncoderTile(1, 16, resident=True), "Float32", fp16),
+        (bst, 300, EncoderTile(1, 16), "Float32", fp16),
+        (bst, 64, None, "Fp16", fp16),
         (bst, 1, None, "Float32", bf16),
         (block_node(128, 4, 512, 128), 140, None, "Fp16", fp16),
         (block_node(32, 4, 64, 20), 700, None, "Fp16", fp16),
@@ -323,28 +324,25 @@ def encoder_checks(most_rows: int) -> None:
 
 def encoder_times() -> None:
     bst, fp16 = block_node(64, 4, 256, 64), Precision.FP16
-    tiles = [
-        EncoderTile(m, w, resident=True)
-        for m, w in ((1, 4), (1, 8), (1, 12), (1, 16), (2, 2), (2, 4), (2, 8))
-    ]
+    # Rows: m-tiles, warps, split.
     fits = {
-        64: ((1, 4), (2, 2), (1, 8)),
-        512: ((1, 4), (1, 8), (1, 16), (2, 4), (2, 8)),
-        4096: ((1, 8), (1, 12), (1, 16), (2, 8)),
+        64: ((1, 4, 1), (1, 8, 2), (2, 4, 2), (1, 8, 1)),
+        512: ((1, 8, 1), (1, 16, 1), (2, 8, 1)),
+        4096: ((1, 16, 1), (2, 8, 1)),
     }
     batches = {rows: EncoderBatch.of(bst, rows, "Fp16", rows) for rows in fits}
-    runs = [
-        (rows, t, *batches[rows].bind(t, fp16))
-        for rows, which in fits.items()
-        for t in tiles
-        if (t.m_tiles, t.warps) in which
-    ]
+    runs = []
+    for rows, which in fits.items():
+        for m_tiles, warps, split in which:
+            tile = EncoderTile(m_tiles, warps, split=split)
+            runs.append((rows, tile, *batches[rows].bind(tile, fp16)))
     build([run[2] for run in runs])
     for rows, tile, _, ready, _ in runs:
         chosen = tile == encoder.choose_tile(encoder.shape_of(bst, fp16), rows, H100)
         time = cold_us(ready())
         TABLE.append(
-            f"BST encoder rows {rows:4d} m-tiles {tile.m_tiles} warps {tile.warps:2d}: "
+            f"BST encoder rows {rows:4d} m-tiles {tile.m_tiles} warps {tile.warps:2d} "
+            f"split {tile.split}: "
             f"{time:6.1f} us{' <- chosen' if chosen else ''}"
         )
         note(TABLE[-1])

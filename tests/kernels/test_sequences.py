@@ -5,12 +5,24 @@ from __future__ import annotations
 import attrs
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kernels.ir.node import Encoder, Lead, Op, TargetAttention
-from kernels.program import Precision
-from kernels.sequences.encoder import EncoderTile, emit_encoder, pack_encoder
+from kernels.nvrtc.compile import compile_source
+from kernels.program import H100, TARGETS, Precision, Source, Target
+from kernels.sequences.encoder import (
+    EncoderShape,
+    EncoderTile,
+    choose_tile,
+    emit_encoder,
+    pack_encoder,
+)
+from kernels.sequences.encoder import shape_of as encoder_shape
+from kernels.sequences.pack import neighbours
 from kernels.sequences.target_attention import (
     WARPS,
+    choose_warps_per_row,
     emit_target_attention,
     pack_target_attention,
 )
@@ -178,17 +190,115 @@ def check_encoder(case: Block) -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        Block(64, 4, 256, 64, EncoderTile(2, 4, resident=True)),
-        Block(64, 4, 256, 64, EncoderTile(1, 8, resident=True), blocks=2, seed=1),
-        Block(32, 4, 64, 20, EncoderTile(2, 2, resident=True), element="Float32", seed=2),
-        Block(48, 4, 32, 37, EncoderTile(2, 2, resident=False), seed=3),
-        Block(32, 2, 16, 16, EncoderTile(1, 1, resident=True), activation=Op.RELU),
-        Block(64, 2, 32, 33, EncoderTile(1, 3, resident=False), skip=3, out_ld=7, seed=4),
-        Block(16, 2, 48, 9, EncoderTile(1, 2, resident=True), precision=Precision.BF16),
-        Block(128, 8, 32, 40, EncoderTile(1, 3, resident=True), lead=Lead.REQUESTS, seed=5),
-        Block(32, 1, 32, 40, EncoderTile(2, 4, resident=True), by_request=True, seed=6),
+        Block(64, 4, 256, 64, EncoderTile(2, 4)),
+        Block(64, 4, 256, 64, EncoderTile(1, 8), blocks=2, seed=1),
+        Block(32, 4, 64, 20, EncoderTile(2, 2), element="Float32", seed=2),
+        Block(48, 4, 32, 37, EncoderTile(2, 2, resident=0), seed=3),
+        Block(32, 2, 16, 16, EncoderTile(1, 1), activation=Op.RELU),
+        Block(64, 2, 32, 33, EncoderTile(1, 3, resident=1), skip=3, out_ld=7, seed=4),
+        Block(16, 2, 48, 9, EncoderTile(1, 2), precision=Precision.BF16),
+        Block(128, 8, 32, 40, EncoderTile(1, 3), lead=Lead.REQUESTS, seed=5),
+        Block(64, 4, 256, 64, EncoderTile(1, 8, split=2), seed=7),
+        Block(64, 8, 80, 35, EncoderTile(1, 12, split=4), seed=8),
+        Block(48, 3, 48, 50, EncoderTile(2, 8, resident=1, split=2), blocks=2, seed=9),
+        Block(32, 1, 32, 40, EncoderTile(2, 4), by_request=True, seed=6),
     ],
     ids=str,
 )
 def test_an_encoder_agrees_with_float64(case: Block) -> None:
     check_encoder(case)
+
+
+# ---- what needs no run
+
+
+def kernels_of(arch: str) -> list[Source]:
+    """Return kernels of many sizes as chosen for a card, with few rows and many."""
+    target = TARGETS[arch]
+    sources = []
+    for d, hidden, steps in ((64, (80, 40), 100), (128, (128, 128), 50), (32, (36,), 20)):
+        node = help_.target_attention(np.random.default_rng(0), d, hidden, steps)
+        _, shape = pack_target_attention(node, Precision.FP16)
+        for rows in (64, 4096):
+            block = help_.Block.of([np.zeros((1, n)) for n in (d, steps * d, steps)], "Fp16")
+            kernel = emit_target_attention(
+                shape,
+                "attention",
+                query=block.matrix(0),
+                keys=block.matrix(1),
+                mask=block.matrix(2),
+                output=help_.output(d, Precision.FP16),
+                warps_per_row=choose_warps_per_row(rows, steps, target),
+            )
+            sources.append(Source(f"attention {d} {rows}", kernel.text, arch))
+    for d, heads, f, steps in ((64, 4, 256, 64), (128, 8, 512, 128), (48, 3, 96, 20)):
+        arg = Encoder(heads, 0.25, Op.LEAKY_RELU, 0.01)
+        shape_ = encoder_shape(
+            help_.encoder(np.random.default_rng(0), d, f, steps, arg), Precision.FP16
+        )
+        for rows in (64, 4096):
+            tile = choose_tile(shape_, rows, target)
+            block = help_.Block.of([np.zeros((1, steps * d))], "Fp16")
+            out = help_.output(steps * d, Precision.FP16)
+            text = emit_encoder(shape_, tile, "encoder", x=block.matrix(0), output=out).text
+            sources.append(Source(f"encoder {d} {rows}", text, arch))
+    return sources
+
+
+@pytest.mark.parametrize("arch", TARGETS)
+def test_kernels_fit_in_registers(arch: str) -> None:
+    pytest.importorskip("cuda.bindings.nvrtc")
+    cubins = [compile_source(source) for source in kernels_of(arch)]
+    assert {cubin.name: cubin.problems for cubin in cubins if cubin.problems} == {}
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.arch)
+@given(
+    d=st.integers(1, 8).map(lambda n: 16 * n),
+    heads=st.sampled_from([1, 2, 4, 8]),
+    f=st.integers(1, 64).map(lambda n: 16 * n),
+    steps=st.integers(1, 128),
+    rows=st.integers(1, 5000),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_chosen_tile_fits_and_covers_the_rows(
+    target: Target, d: int, heads: int, f: int, steps: int, rows: int
+) -> None:
+    shape = EncoderShape(Precision.FP16, d, heads, f, steps, Op.RELU)
+    tile = choose_tile(shape, rows, target)
+    assert tile.shared_bytes(shape) <= target.shared_bytes
+    assert tile.warps % (tile.parts(shape) * tile.split) == 0
+    assert 1 <= tile.groups(shape) <= 8
+    assert tile.warps <= 8, "255 registers a thread"
+    assert tile.parts(shape) * tile.m_tiles * 16 >= steps
+
+
+@pytest.mark.parametrize("columns", [16, 32, 48, 64, 80, 128])
+def test_neighbours_is_an_order_of_all_columns(columns: int) -> None:
+    order = neighbours(columns)
+    assert sorted(order) == list(range(columns))
+    whole = columns // 32 * 32
+    # The quad's second lane has columns 8 to 15 of the first 32: places 2 and 3 of each tile.
+    if whole:
+        places = [8 * tile + 2 + odd for tile in range(4) for odd in range(2)]
+        assert list(order[places]) == list(range(8, 16))
+
+
+def test_what_has_no_kernel_says_why() -> None:
+    rng = np.random.default_rng(0)
+    node = help_.target_attention(rng, 24, (16, 8), 10)
+    with pytest.raises(ValueError, match="width 24"):
+        pack_target_attention(node, Precision.FP16)
+    node = help_.encoder(rng, 32, 40, 10, Encoder(2, 0.25, Op.RELU))
+    with pytest.raises(ValueError, match="40 inner columns"):
+        pack_encoder(node, Precision.FP16)
+    with pytest.raises(ValueError, match="fp32"):
+        pack_encoder(node, Precision.FP32)
+
+
+@given(rows=st.integers(1, 5000), steps=st.integers(1, 300))
+def test_warps_share_a_row_only_where_rows_are_few(rows: int, steps: int) -> None:
+    share = choose_warps_per_row(rows, steps, H100)
+    assert share in (1, 2, 4, 8)
+    assert share == 1 or rows * share <= H100.n_sms * WARPS
+    assert share == 1 or share <= 2 * -(-steps // 16)
