@@ -297,7 +297,6 @@ def emit_encoder(
     """
     if output.element != text.STORAGE[shape.precision]:
         raise ValueError(f"{entry}: writes {shape.precision}, not {output.element}")
-    indexed = text.indexed(x) and output.lead is Lead.ROWS
     count = "counts" if output.lead is Lead.ROWS else "counts + 1"
     sink = f"MatrixStepsSink<{output.ld}, {shape.d}, {text.flag(text.aligned(output, shape.d))}>"
     lines = [
@@ -309,7 +308,7 @@ def emit_encoder(
         "const u8* weights, const int* requests, const u8* x, u8* y) {",
         "  DYNAMIC_SHARED(shared);",
         f"  encoder_rows<Config>({count}, weights, shared,",
-        f"      {text.steps(x, shape.d, shape.precision, indexed)}{{{{x, requests}}}},",
+        f"      {text.steps(x, shape.d, shape.precision, output)}{{{{x, requests}}}},",
         f"      {sink}{{y}});",
         "}",
     ]

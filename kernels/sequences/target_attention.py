@@ -241,14 +241,14 @@ def emit_target_attention(
         keys: ``[., t d]``, likewise.
         mask: ``[., t]``, likewise.
         mask_test: C++ over ``x``, an element of ``mask`` as a float: true for a step that counts.
-        output: ``[rows, d]``, a matrix of rows.
+        output: ``[., d]``; the kernel goes over its rows.
         warps_per_row: 1, 2, 4 or 8; see ``choose_warps_per_row``.
         ahead: Whether the next keys are loaded early, where registers allow it.
     """
     sources = [
-        text.vector(query, shape.precision),
-        text.steps(keys, shape.d, shape.precision),
-        text.mask(mask),
+        text.vector(query, shape.precision, output),
+        text.steps(keys, shape.d, shape.precision, output),
+        text.mask(mask, output),
     ]
     values = [f"{kind}{{{{{name}, requests}}}}" for kind, name in zip(sources, "qkm", strict=True)]
     count = "counts" if output.lead is Lead.ROWS else "counts + 1"

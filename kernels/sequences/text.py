@@ -40,9 +40,9 @@ def flag(value: bool) -> str:
     return "true" if value else "false"
 
 
-def indexed(matrix: Matrix) -> bool:
-    """Whether rows of the batch find theirs through REQUEST_OF_ROW."""
-    return matrix.lead is Lead.REQUESTS
+def indexed(matrix: Matrix, output: Matrix) -> bool:
+    """Whether rows of the output find theirs of a matrix through REQUEST_OF_ROW."""
+    return matrix.lead is Lead.REQUESTS and output.lead is Lead.ROWS
 
 
 def aligned(matrix: Matrix, step_columns: int = 8) -> bool:
@@ -51,26 +51,25 @@ def aligned(matrix: Matrix, step_columns: int = 8) -> bool:
     return all(start % 16 == 0 for start in starts)
 
 
-def steps(matrix: Matrix, width: int, precision: Precision, by_request: bool | None = None) -> str:
-    """Return the type of a source of ``[t, width]`` a row; ``by_request`` overrides ``indexed``."""
-    by_request = indexed(matrix) if by_request is None else by_request
+def steps(matrix: Matrix, width: int, precision: Precision, output: Matrix) -> str:
+    """Return the type of a source of ``[t, width]`` a row."""
     return (
         f"MatrixSteps<{STORAGE[precision]}, {matrix.element}, {matrix.ld}, {width}, "
-        f"{flag(aligned(matrix, width))}, {flag(by_request)}>"
+        f"{flag(aligned(matrix, width))}, {flag(indexed(matrix, output))}>"
     )
 
 
-def vector(matrix: Matrix, precision: Precision) -> str:
+def vector(matrix: Matrix, precision: Precision, output: Matrix) -> str:
     """Return the type of a source of one vector a row."""
     return (
         f"MatrixVector<{STORAGE[precision]}, {matrix.element}, {matrix.ld}, "
-        f"{flag(aligned(matrix))}, {flag(indexed(matrix))}>"
+        f"{flag(aligned(matrix))}, {flag(indexed(matrix, output))}>"
     )
 
 
-def mask(matrix: Matrix) -> str:
+def mask(matrix: Matrix, output: Matrix) -> str:
     """Return the type of a source of a truth value a step; a struct ``Test`` must stand before."""
-    return f"MatrixMask<{matrix.element}, {matrix.ld}, Test, {flag(indexed(matrix))}>"
+    return f"MatrixMask<{matrix.element}, {matrix.ld}, Test, {flag(indexed(matrix, output))}>"
 
 
 def sink(matrix: Matrix) -> str:

@@ -48,6 +48,7 @@ class Attention:
     element: str = "Fp16"
     skip: int = 0
     requests: bool = False
+    lead: Lead = Lead.ROWS
     seed: int = 0
 
 
@@ -56,20 +57,22 @@ def check_attention(case: Attention) -> None:
     node = help_.target_attention(rng, case.d, case.hidden, case.steps, case.arg)
     n = 3 if case.requests else case.rows
     of_row = np.arange(case.rows, dtype=np.int32) % n
+    if case.lead is Lead.REQUESTS:
+        of_row[:] = 0  # nobody may ask
     query = (rng.standard_normal((case.rows, case.d)) * 0.7).astype(np.float16)
     keys = (rng.standard_normal((n, case.steps, case.d)) * 0.7).astype(np.float16)
     mask = help_.masks(rng, n, case.steps)
-    lead = Lead.REQUESTS if case.requests else Lead.ROWS
+    lead = Lead.REQUESTS if case.requests else case.lead
     own = help_.Block.of([query], case.element)
     block = help_.Block.of([keys, mask], case.element, case.skip)
     weights, shape = pack_target_attention(node, case.precision)
     kernel = emit_target_attention(
         shape,
         "attention",
-        query=own.matrix(0),
+        query=own.matrix(0, case.lead),
         keys=block.matrix(0, lead),
         mask=block.matrix(1, lead),
-        output=help_.output(case.d, case.precision, case.d + 8),
+        output=attrs.evolve(help_.output(case.d, case.precision, case.d + 8), lead=case.lead),
         warps_per_row=case.warps_per_row,
     )
     found = np.full((case.rows + 2, case.d + 8), 0xFFFF, np.uint16)  # NaN
@@ -79,7 +82,7 @@ def check_attention(case: Attention) -> None:
         WARPS * 32,
         shared_bytes=shape.shared_bytes(case.warps_per_row),
         args=[
-            np.array([case.rows, n], np.int32),
+            np.array([case.rows, n] if case.lead is Lead.ROWS else [-1, case.rows], np.int32),
             weights,
             of_row,
             own.part(0),
@@ -89,7 +92,8 @@ def check_attention(case: Attention) -> None:
         ],
         seed=case.seed,
     )
-    expected = help_.answer(node, [query, keys[of_row], mask[of_row]])
+    own_keys = of_row if case.requests else np.arange(case.rows)
+    expected = help_.answer(node, [query, keys[own_keys], mask[own_keys]])
     result = help_.floats_of(found, case.precision)
     error = np.abs(result[: case.rows, : case.d] - expected).max()
     assert error < TOLERANCE[case.precision] * max(1.0, np.abs(expected).max())
@@ -121,6 +125,7 @@ NEAR = TargetAttention(3, Op.RELU, masked=-2.0)
         Attention(64, (80, 40), 64, precision=Precision.BF16, element="Float32"),
         Attention(64, (80, 40), 40, element="Float32", skip=4),
         Attention(32, (80, 40), 40, element="Fp16", skip=3, requests=True),
+        Attention(32, (80, 40), 40, lead=Lead.REQUESTS),
     ],
     ids=str,
 )
