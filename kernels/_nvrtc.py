@@ -97,6 +97,9 @@ def compile_cubin(
 
 
 def _bytes(function: str, program: object) -> bytes:
-    held = b" " * int(_call(f"{function}Size", program))  # the binding writes into it
+    size = int(_call(f"{function}Size", program))
+    # The binding writes into it. Python keeps one object for each bytes of length 1: writing into
+    # that would change every b" ", the space that print() puts between words included.
+    held = b" " * (size + 2)
     _call(function, program, held)
-    return held
+    return held[:size]

@@ -51,7 +51,7 @@ def compile_text(text: str) -> tuple[bytes, str]:
     program = ck(nvrtc.nvrtcCreateProgram(text.encode(), b"sequence.cu", 0, [], []))
     options = ["--gpu-architecture=sm_90a", "--std=c++17", f"-I{HEADERS}", "--ptxas-options=-v"]
     code = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])[0]
-    log = b" " * ck(nvrtc.nvrtcGetProgramLogSize(program))
+    log = b" " * (2 + ck(nvrtc.nvrtcGetProgramLogSize(program)))
     nvrtc.nvrtcGetProgramLog(program, log)
     if int(code) != 0:
         raise RuntimeError(log.decode())

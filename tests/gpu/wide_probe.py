@@ -65,7 +65,7 @@ def compile_text(text: str, arch: str = "sm_90a") -> tuple[bytes, str]:
     program = ck(nvrtc.nvrtcCreateProgram(text.encode(), b"wide.cu", 0, [], []))
     options = [f"--gpu-architecture={arch}", "--std=c++17", f"-I{HEADERS}", "--ptxas-options=-v"]
     code = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])[0]
-    log = b" " * ck(nvrtc.nvrtcGetProgramLogSize(program))
+    log = b" " * (2 + ck(nvrtc.nvrtcGetProgramLogSize(program)))
     nvrtc.nvrtcGetProgramLog(program, log)
     if int(code) != 0:
         raise RuntimeError(text + log.decode())

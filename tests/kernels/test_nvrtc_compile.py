@@ -148,3 +148,8 @@ def test_without_cuda_python_one_line_says_what_to_install(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(CompilerMissing, match="cuda-python"):
         compile_source(small())
+
+
+def test_an_empty_log_leaves_pythons_own_bytes_alone() -> None:
+    compile_source(Source("empty", "__global__ void kernel() {}", "sm_90a"))
+    assert " ".encode() == bytes([32])
