@@ -61,7 +61,7 @@ class Columns:
     requests: bool
 
     def as_matrix(self) -> Matrix:
-        """Return the columns as a matrix of their own; its lead is REQUESTS where rows are found."""
+        """Return the columns as a matrix of its own; its lead is REQUESTS where rows are found."""
         matrix = self.matrix
         offset = matrix.pointer.offset + self.first * matrix.element_bytes
         return attrs.evolve(

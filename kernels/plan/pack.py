@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,7 +14,7 @@ F32 = NDArray[np.float32]
 
 
 def to_storage(array: NDArray[np.generic], precision: Precision) -> NDArray[np.uint16]:
-    """Round floats to 16-bit storage, to nearest even; fp16 saturates at its largest finite value."""
+    """Round floats to 16-bit storage, to nearest even; fp16 saturates at its largest finite."""
     values = np.ascontiguousarray(array, np.float32)
     if precision is Precision.BF16:
         bits = values.view(np.uint32)
@@ -29,6 +31,8 @@ def pack_fragments(weight: F32, rank: int, cluster: int, precision: Precision) -
         weight: float32 ``[k, n]``.
         rank: Of the block in its cluster; it computes tiles of 8 columns ``[rank t, (rank + 1) t)``
             where ``t = ceil(ceil(n / 8) / cluster)``.
+        cluster: Blocks that share the columns.
+        precision: Of the halves; FP32 has none.
 
     Returns:
         ``[k / 32][tile][lane][8]`` halves, k rounded up: two products' fragments a lane, in the
@@ -36,7 +40,7 @@ def pack_fragments(weight: F32, rank: int, cluster: int, precision: Precision) -
         lane / 4.
     """
     k, n = weight.shape
-    steps, tiles = -(-k // 32), -(-(-(-n // 8)) // cluster)
+    steps, tiles = -(-k // 32), rank_tiles(n, cluster)
     padded = np.zeros((steps * 32, tiles * 8 * cluster), np.float32)
     padded[:k, :n] = weight
     mine = padded[:, rank * tiles * 8 : (rank + 1) * tiles * 8]
@@ -46,9 +50,14 @@ def pack_fragments(weight: F32, rank: int, cluster: int, precision: Precision) -
     return np.ascontiguousarray(ordered).view(np.uint8).ravel()
 
 
+def rank_tiles(n: int, cluster: int) -> int:
+    """Return the tiles of 8 columns that each block of a cluster computes of ``n`` columns."""
+    return math.ceil(math.ceil(n / 8) / cluster)
+
+
 def rank_columns(array: F32, rank: int, cluster: int) -> F32:
     """Return the entries of ``[n]`` for one block's columns, zeros beyond n."""
-    tiles = -(-(-(-array.shape[0] // 8)) // cluster)
+    tiles = rank_tiles(array.shape[0], cluster)
     padded = np.zeros(tiles * 8 * cluster, np.float32)
     padded[: array.shape[0]] = array
     return padded[rank * tiles * 8 : (rank + 1) * tiles * 8]

@@ -1,4 +1,4 @@
-"""A graph becomes a chain of launches: phases of row tiles, and between them what has a kernel of its own.
+"""A graph becomes a chain of launches: row tiles, and between them what has a kernel of its own.
 
 A node *bounds* phases if it runs as its own launch: a Linear with weights too large to be streamed
 by every tile, or a sequence program. All other nodes are computed by tiles, as late as their
@@ -72,6 +72,7 @@ def plan_phases(
     """Cut a graph into phases, in the order in which they run.
 
     Args:
+        graph: As the passes leave it; it is not changed.
         wide: Whether large Linears get launches of their own.
         sequences: The same of sequence programs; without, the graph must hold none.
         inputs_in_halves: Whether wide Linears can read the inputs where they lie.
@@ -135,7 +136,7 @@ def tested(mask: Node) -> Node:
 
 
 def located_base(node: Node) -> Node | None:
-    """Return the value in memory whose consecutive columns ``node`` is, maybe of a request's row."""
+    """Return the value in memory whose neighbouring columns ``node`` is, maybe of a request."""
     while node.op in (Op.TO_ROWS, Op.RESHAPE, Op.SLICE):
         if node.op is Op.SLICE and consecutive_start(node) is None:
             return None
@@ -156,7 +157,7 @@ def matrix_view(node: Node) -> MatrixView | None:
 
 
 def consecutive_start(node: Node) -> int | None:
-    """Return the first element that a SLICE keeps of a row, if those that it keeps are neighbours."""
+    """Return the first element that a SLICE keeps of a row, if those that it keeps lie together."""
     assert isinstance(node.arg, Slice)
     dims, axis = node.sources[0].dims, node.arg.axis - 1
     if node.arg.step != 1 or math.prod(dims[:axis]) != 1:
@@ -172,7 +173,7 @@ def aligned_view(node: Node) -> MatrixView | None:
 
 @attrs.define(eq=False)
 class _Chain:
-    """Stages of one lead's nodes: even ones are tiles, odd ones hold the ends of bounding chains."""
+    """Stages of one lead's nodes: even ones are tiles, odd ones hold ends of bounding chains."""
 
     graph: Graph
     lead: Lead
@@ -276,7 +277,7 @@ class _Chain:
             if source.lead is not self.lead or source in self.stored:
                 continue
             if kind is Kind.ATTENTION and index == _MASK:
-                source = tested(source)  # noqa: PLW2901 - what the kernel reads instead
+                source = tested(source)  # what the kernel reads instead
             base = self._readable_base(source, kind)
             if base is None:
                 self._store(source)

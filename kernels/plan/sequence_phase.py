@@ -22,7 +22,9 @@ from kernels.sequences import encoder, target_attention
 class Launcher(Protocol):
     """Makes the launch, once its source and weights have a place."""
 
-    def __call__(self, source: int, *, weights: Pointer, dependent: bool) -> Launch: ...
+    def __call__(self, source: int, *, weights: Pointer, dependent: bool) -> Launch:
+        """Return the launch; ``weights`` is where ``SequenceLaunch.weights`` lie."""
+        ...
 
 
 @attrs.frozen(eq=False)

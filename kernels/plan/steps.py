@@ -150,6 +150,7 @@ def allot(steps: Sequence[Step], rows: int, *, gathers: bool) -> int:
     """Give every value its offset; values that are not needed at once share memory.
 
     Args:
+        steps: In the order in which they run; their values get their offsets.
         rows: Of the tile.
         gathers: Whether a Linear's columns come from other blocks. A block that is ahead writes
             them as soon as it has passed the gather before, for which it needs only those warps of

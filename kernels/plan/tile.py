@@ -183,9 +183,11 @@ class TileBuilder:
     # ---- what lies where
 
     def has_fragments(self) -> bool:
+        """Whether Linears may run on the tensor cores, so that values may be halves."""
         return self.precision is not Precision.FP32 and self.shape.rows >= _FRAGMENT_ROWS
 
     def lies_in_memory(self, node: Node) -> bool:
+        """Whether a value is there before the phase begins."""
         return node.op in (Op.INPUT, Op.CONST) or node in self.matrices
 
     def takes_fragments(self, node: Node) -> bool:
@@ -201,7 +203,7 @@ class TileBuilder:
         return len(node.dims) == 1 and n > NARROW
 
     def place(self, node: Node) -> None:
-        """Make sure that an expression can read ``node``: store it if it must be, else its sources."""
+        """Let expressions read ``node``: store it if it must be, else what it is computed from."""
         if self.lies_in_memory(node) or node in self.floats or node in self.halves:
             return
         if node.op is Op.TO_ROWS:
@@ -273,6 +275,7 @@ class TileBuilder:
         return Value(f"value{self._n_values}", halves and self.has_fragments(), width)
 
     def expression(self) -> Expression:
+        """Begin an expression; the values that it loads are noted in ``touched``."""
         self.touched = []
         return Expression(self)
 
@@ -302,6 +305,7 @@ class TileBuilder:
         return all(self.is_smooth(source) for source in node.sources)
 
     def add(self, step: Step) -> None:
+        """Append a step."""
         self.steps.append(step)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from kernels.ir.node import Lead
 from kernels.plan.matrix import Matrix
-from kernels.plan.pack import Blob, pack_fragments
+from kernels.plan.pack import Blob, pack_fragments, rank_tiles
 from kernels.plan.steps import Step, allot, needs_barrier, order
 from kernels.plan.tile import TileBuilder
 from kernels.program import Argument, Launch, Pointer, Precision, Role, Target
@@ -109,7 +109,7 @@ def _layout(builder: TileBuilder, steps: Sequence[Step], target: Target) -> Layo
     ring = values + values_size
     room = target.shared_bytes - ring
     strides = [
-        -(-(-(-step.stream.n // 8)) // cluster) * 512 for step in steps if step.stream is not None
+        rank_tiles(step.stream.n, cluster) * 512 for step in steps if step.stream is not None
     ]
     if room < 0:
         return None
@@ -182,7 +182,8 @@ def _text(
         f"[[maybe_unused]] const u32 constants = tile.base + {layout.constants};",
         f"[[maybe_unused]] const u32 requests = tile.base + {layout.requests};",
         f"[[maybe_unused]] const u8* globals = weights + {globals_at};",
-        "[[maybe_unused]] const auto request = [&](int r) { return (int)load_shared_u32(requests + r * 4); };",
+        "[[maybe_unused]] const auto request = "
+        "[&](int r) { return (int)load_shared_u32(requests + r * 4); };",
         f"const u8* stream = weights + tile.rank * {stride} + {size};",
     ]
     named: set[str] = set()

@@ -192,6 +192,10 @@ def _is_loaded(b: TileBuilder, node: Node) -> bool:
 
 
 def load(b: TileBuilder, source: Node, matrix: Matrix, column: int, *, requests: bool) -> Value:
+    """Make the step that brings ``source`` into a value of halves, from ``column`` of a matrix.
+
+    With ``requests``, a row finds the matrix's row through REQUEST_OF_ROW.
+    """
     value = b.value(source.width, halves=True)
     b.halves[source] = value
     row = b.row_of(matrix, "request(r)" if requests else "r")

@@ -1,4 +1,4 @@
-"""A phase of one wide Linear: the layer, its epilogue and its matrices, as ``kernels.wide`` takes them."""
+"""A phase of one wide Linear: layer, epilogue and matrices, as ``kernels.wide`` takes them."""
 
 from __future__ import annotations
 
