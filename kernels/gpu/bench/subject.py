@@ -1,0 +1,75 @@
+"""What is served: a dense graph, from a bundle or from the six models of ``kernels.bench``."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import attrs
+import numpy as np
+
+from kernels.bench.graphs import graph_of
+from kernels.bench.models import MODELS
+from kernels.bundle.load import load_bundle
+from kernels.compiler import Options, compile_graph
+from kernels.errors import KernelsError
+from kernels.gpu.executor import Compile, Model
+from kernels.gpu.lanes import Blocks
+from kernels.ir.node import Graph
+from kernels.ir.onnx_import import import_dense
+
+_SEED = 1
+
+
+@attrs.frozen(eq=False)
+class Subject:
+    """A dense graph, and how it is compiled.
+
+    Attributes:
+        compile: Makes programs; asked twice for one, it gives the same.
+    """
+
+    name: str
+    graph: Graph
+    options: Options
+    compile: Compile
+
+    def width(self, side: str) -> int:
+        """Return the columns of an input; 0 if the graph has none of that name."""
+        node = self.graph.inputs.get(side)
+        return 0 if node is None else node.width
+
+    def model(self, max_rows: int, max_requests: int) -> Model:
+        """Return it as the executor takes it."""
+        blocks = Blocks(
+            max_rows=max_rows,
+            max_requests=max_requests,
+            user_width=self.width("user"),
+            candidate_width=self.width("candidate"),
+            n_outputs=self.graph.output.width,
+            input_dtype=np.dtype(self.options.input_dtype),
+        )
+        return Model(name=self.name, blocks=blocks, compile=self.compile)
+
+
+def subject_of(graph: Graph, options: Options | None = None) -> Subject:
+    """Return a graph as a subject."""
+    options = options or Options()
+    # Every way to keep lanes apart runs the same programs: planned once, they open faster.
+    planned = functools.cache(functools.partial(compile_graph, graph, options=options))
+    return Subject(graph.model, graph, options, lambda bucket, target: planned(bucket, target))
+
+
+def open_subject(bundle: Path | None, model: str | None, options: Options | None = None) -> Subject:
+    """Read a bundle, or draw the parameters of a model by its name.
+
+    Raises:
+        KernelsError: There is no such bundle or model, or it cannot be compiled.
+    """
+    if bundle is not None:
+        held = load_bundle(bundle)
+        return subject_of(import_dense(held.dense_model(), held.manifest.model), options)
+    if model is None or model not in MODELS:
+        raise KernelsError(f"no model {model!r}; there are {', '.join(MODELS)}")
+    chosen = MODELS[model]
+    return subject_of(graph_of(chosen, chosen.draw_parameters(_SEED)), options)
