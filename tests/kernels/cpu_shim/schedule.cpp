@@ -438,6 +438,9 @@ EXPORT int tb_launch(void (*entry)(void**), void** args, const u32* sizes, u32 d
   self = nullptr;
   for (Cluster* cluster : resident) free_cluster(cluster);
   resident.clear();
+  // Every module has an engine of its own: kept, the stacks of some fifty are all the mappings that a process may have.
+  for (u8* stack : stacks) munmap(stack, STACK_BYTES);
+  stacks.clear();
   races_forget();
   return failed;
 }
