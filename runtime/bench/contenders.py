@@ -27,12 +27,14 @@ from runtime.bench.links import Prepared, ReadReply, ZmqLink
 from runtime.bench.load import Link, closed_loop
 from runtime.bench.pool import Pool
 from runtime.bench.procs import running
-from runtime.bench.topologies import cluster_text
+from runtime.bench.topologies import Deployment, cluster_text
 from runtime.bench.whole import WholeModel
 from transport.errors import Unavailable
 
 # A cluster maps its tables and opens its sessions in this time, or something is wrong.
 START_S: Final = 60.0
+# All buckets are compiled before an executor is ready; with an empty cache, that takes longer.
+_START_CUDA_S: Final = 240.0
 Order = Sequence[int]
 
 
@@ -56,6 +58,8 @@ class Contender:
         scores: Takes a kept answer, returns float32 ``[n_candidates, n_outputs]``.
         pid: Root of its processes, or None if they are not ours.
         stats: Returns the statistics of its actors since the last call, and starts new ones.
+            Counters go on.
+        largest_error: How far scores may be from the whole model's, beside a share of 1e-3.
     """
 
     name: str
@@ -63,6 +67,7 @@ class Contender:
     scores: Callable[[Any], NDArray[np.float32]]
     pid: int | None = None
     stats: Callable[[], dict[str, Any]] = dict
+    largest_error: float = 1e-5
 
 
 @contextmanager
@@ -74,7 +79,11 @@ def running_cluster(address: str, pool: Pool) -> Iterator[Contender]:
 
 @contextmanager
 def own_cluster(
-    bundle: Path, topology: str, n_shards: int, make_pool: Callable[[str], Pool]
+    bundle: Path,
+    topology: str,
+    n_shards: int,
+    make_pool: Callable[[str], Pool],
+    deployment: Deployment | None = None,
 ) -> Iterator[tuple[Contender, Pool]]:
     """Start a cluster with ``python -m runtime.node``, and stop it after.
 
@@ -83,18 +92,23 @@ def own_cluster(
         topology: ``all-in-one`` or ``spread``.
         n_shards: Embedding shards, if it is spread.
         make_pool: Takes the cluster's address, returns the requests.
+        deployment: How executors run; None for one on the host.
 
     Raises:
         Unavailable: It was not ready within ``START_S``, or its processes ended.
     """
+    deployment = deployment or Deployment()
+    patience_s = START_S if deployment.device == "host" else _START_CUDA_S
     with tempfile.TemporaryDirectory(prefix="tb-bench-") as folder, zmq.Context() as context:
         address = f"tcp://127.0.0.1:{_free_port()}"
         file = Path(folder, "cluster.toml")
-        file.write_text(cluster_text(bundle, topology, n_shards, address, Path(folder, "run")))
+        text = cluster_text(bundle, topology, n_shards, address, Path(folder, "run"), deployment)
+        file.write_text(text)
         with running(["-m", "runtime.node", str(file)]) as process:
-            wires.wait_ready(address, within_s=START_S, alive=lambda: process.poll() is None)
+            wires.wait_ready(address, within_s=patience_s, alive=lambda: process.poll() is None)
             pool = make_pool(address)
-            yield _tensorbatch(context, address, pool, process.pid), pool
+            ours = _tensorbatch(context, address, pool, process.pid)
+            yield attrs.evolve(ours, largest_error=deployment.largest_error), pool
 
 
 def _tensorbatch(

@@ -68,7 +68,7 @@ def measure(
     rng = np.random.default_rng(wanted.seed)
     if wanted.warmup_s:
         _run(contender, pool, attrs.evolve(wanted, duration_s=wanted.warmup_s), rng, 0)
-    contender.stats()
+    stats_before = contender.stats()
     cpu_before = {} if contender.pid is None else cpu_seconds(contender.pid)
     own_before = own_cpu_seconds()
     record, order, kept = _run(contender, pool, wanted, rng, _KEEP_EVERY)
@@ -81,10 +81,12 @@ def measure(
         for stage, cpu_s in cpu_after.items()
     }
     figures["generator_cpu_s_per_1000"] = round(own_s / n * 1e3, 4)
-    figures.update(report.stages(contender.stats()))
+    stats = contender.stats()
+    figures.update(report.stages(stats))
+    figures.update(report.launches(stats_before, stats))
     if expected is not None:
         pairs = [(contender.scores(answer), expected[order[k]]) for k, answer in kept.items()]
-        figures["checked"] = report.compare(pairs)
+        figures["checked"] = report.compare(pairs, contender.largest_error)
     return Measurement(figures=figures, record=record)
 
 

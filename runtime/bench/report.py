@@ -139,8 +139,43 @@ def stages(stats: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def launches(
+    before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return what executors made of the requests, all of them together.
+
+    ``launches_per_request`` counts windows; ``padding`` is the share of the rows that were run on a
+    card and that nobody asked for, and is left out where executors do not tell.
+
+    Args:
+        before: Statistics when the run began: counters count from there.
+        after: Statistics since then.
+    """
+    n_launches = n_requests = n_rows = n_padding = 0.0
+    pads = False
+    for actor, snapshot in after.items():
+        requests, rows = snapshot.get("window_requests"), snapshot.get("window_rows")
+        if not requests or not rows or not requests["n"]:
+            continue
+        n_launches += requests["n"]
+        n_requests += requests["n"] * requests["mean"]
+        n_rows += rows["n"] * rows["mean"]
+        if "padding_rows" in snapshot:
+            pads = True
+            n_padding += snapshot["padding_rows"] - before.get(actor, {}).get("padding_rows", 0)
+    if not n_requests:
+        return {}
+    found = {
+        "launches_per_request": round(n_launches / n_requests, 4),
+        "rows_per_launch": round(n_rows / n_launches, 1),
+    }
+    if pads:
+        found["padding"] = round(n_padding / (n_rows + n_padding), 4)
+    return found
+
+
 def compare(
-    pairs: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    pairs: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]], atol: float = _ATOL
 ) -> dict[str, Any]:
     """Return how far scores are from what they should be; ``wrong`` are answers beyond tolerance.
 
@@ -153,5 +188,5 @@ def compare(
             raise ValueError(f"want scores {expected.shape}, got {scores.shape}")
         if scores.size:
             worst = max(worst, float(np.abs(scores - expected).max()))
-        n_wrong += not np.allclose(scores, expected, rtol=_RTOL, atol=_ATOL)
+        n_wrong += not np.allclose(scores, expected, rtol=_RTOL, atol=atol)
     return {"answers": len(pairs), "wrong": n_wrong, "max_abs_error": worst}

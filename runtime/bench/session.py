@@ -21,6 +21,7 @@ from runtime.bench.bundles import build_inferred, vocabularies
 from runtime.bench.contenders import Contender
 from runtime.bench.measure import Load, Measurement, find_rate, measure
 from runtime.bench.pool import Pool, make_pool, read_wanted
+from runtime.bench.topologies import Deployment
 from runtime.bench.traffic import Sizes
 from runtime.bench.whole import WholeModel
 
@@ -60,12 +61,15 @@ class Settings:
     tick_us: int
     seed: int
     peers: tuple[str, ...]
+    deployment: Deployment = attrs.field(factory=Deployment)
 
     def __attrs_post_init__(self) -> None:
         if self.connect is None and self.bundle is None and self.user_columns is None:
             raise ValueError("want --connect, or --bundle, or --onnx with --user-columns")
         if self.user_columns is not None and (self.onnx is None or self.bundle is not None):
             raise ValueError("--user-columns builds a bundle: want --onnx with it, and no --bundle")
+        if self.connect is not None and self.deployment != Deployment():
+            raise ValueError("--connect: how a running cluster's executors run is its own affair")
         if self.peers and self.onnx is None:
             raise ValueError("--peers run the whole model: want --onnx")
         for name in self.peers:
@@ -144,10 +148,9 @@ class Session:
                 yield contender, pool
         elif bundle is not None:
             _say(f"starting {settings.topology}")
-            with contenders.own_cluster(bundle, settings.topology, settings.n_shards, pool_of) as (
-                contender,
-                pool,
-            ):
+            with contenders.own_cluster(
+                bundle, settings.topology, settings.n_shards, pool_of, settings.deployment
+            ) as (contender, pool):
                 yield contender, pool
 
     def _make_pool(self, models: Mapping[str, Any], spec: FeatureSpec | None) -> Pool:
@@ -240,6 +243,7 @@ class Session:
         loop = "open" if settings.find_rate or settings.rate is not None else "closed"
         return {
             "topology": "running" if settings.connect is not None else settings.topology,
+            "deployment": None if settings.connect else settings.deployment.figures(),
             "load": loop,
             "rate": settings.rate,
             "clients": settings.n_clients if loop == "closed" else None,
