@@ -10,12 +10,13 @@
 // One warp produces: it streams the weights of all Linears, packed in the order in which the tensor
 // cores read them, through a ring of NS stages. The other NW warps consume.
 //
-// Cfg, which the emitter writes, has: T (Fp16 or Bf16), R, C, NW, NS, SB (bytes of a stage), and
+// Cfg, which the emitter writes, has: T (Fp16 or Bf16), R, C, NW, BARRIER (of the consumers), NS, SB (bytes of a stage), and
 // STREAM (false: no producer, no ring; weights are read from global memory, for sm_80).
 #pragma once
 #include "ptx.cuh"
 
 DEVICE constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+DEVICE constexpr int power_of_two_below(int n) { int p = 1; while (2 * p <= n) p *= 2; return p; }  // or at n, for n > 0
 
 // What the barriers of a block are. Two gather barriers take turns, since a peer may be one Linear
 // ahead, never two: it needs this block's columns.
@@ -62,9 +63,15 @@ template <class Cfg> struct Tile {
   }
   DEVICE void close_producer() { if constexpr (C > 1) { cluster_wait(); cluster_sync(); } }
   DEVICE void close_consumer() { if constexpr (C > 1) cluster_sync(); }  // a peer may still write here
+  // Warps beside the Linears: the same tile, counted from their first warp. They take part in the cluster's barriers.
+  template <class Main> DEVICE void follow(const Main& main, int first_warp) {
+    base = main.base; ring = main.ring; warp = main.warp - first_warp; lane = main.lane;
+    row0 = main.row0; n_rows = main.n_rows; rank = main.rank; slot = 0; parity = 0; n_gathers = 0;
+  }
+  DEVICE void meet_side() { if constexpr (C > 1) cluster_sync(); }
   DEVICE bool is_idle() const { return row0 >= n_rows; }
 
-  DEVICE void sync() { named_barrier(1, CONSUMERS); }
+  DEVICE void sync() { named_barrier(Cfg::BARRIER, CONSUMERS); }
   DEVICE void next() { if (++slot == NS) { slot = 0; parity ^= 1; } }
   // Every warp of this block has arrived and the peers' columns are here.
   DEVICE void gathered() {
@@ -130,7 +137,7 @@ template <int ROW_BYTES, class Cfg> DEVICE void prefetch_rows(const Tile<Cfg>& t
 
 // Copies items i < N that `threads` threads share: a batch of them is read before the first is written.
 template <int N, int THREADS, class Read, class Write> DEVICE void in_batches(int thread, Read read, Write write) {
-  constexpr int EACH = ceil_div(N, THREADS), BATCH = EACH < 8 ? EACH : 8;
+  constexpr int EACH = ceil_div(N, THREADS), BATCH = EACH < 16 ? EACH : 16;
   for (int first = thread; first < N; first += BATCH * THREADS) {
     U32x4 v[BATCH];
 #pragma unroll
@@ -428,8 +435,8 @@ template <class Cfg> DEVICE void zero_chunks(const Tile<Cfg>& tile, u32 value, i
 // floats in shared memory, [N][COLUMNS], the columns of each source from a multiple of four on. sums(r, part, parts, sum)
 // adds what falls to one of `parts` lanes, by narrow_part; to(r, n, v) gets each sum.
 template <class Cfg, int N, class Sums, class To> DEVICE void narrow_linear(const Tile<Cfg>& tile, Sums sums, To to) {
-  constexpr int ROWS = Cfg::R >= Cfg::NW ? Cfg::R / Cfg::NW : 1, PARTS = 32 / ROWS;
-  static_assert(N <= PARTS && (ROWS & (ROWS - 1)) == 0, "a lane an output");
+  constexpr int ROWS = power_of_two_below(Cfg::R / Cfg::NW), PARTS = 32 / ROWS;
+  static_assert(N <= PARTS && Cfg::R % ROWS == 0, "a lane an output");
   for (int r0 = tile.warp * ROWS; r0 < Cfg::R; r0 += Cfg::NW * ROWS) {
     const int r = r0 + tile.lane % ROWS, part = tile.lane / ROWS;
     float sum[N];
@@ -446,7 +453,7 @@ template <class Cfg, int N, class Sums, class To> DEVICE void narrow_linear(cons
 }
 // One source of K columns: eight(k, v) gives eight of them from a multiple of eight on, one(k) a single one.
 template <class Cfg, int N, int K, int COLUMNS, class Eight, class One> DEVICE void narrow_part(u32 weights, int part, float* sum, Eight eight, One one) {
-  constexpr int ROWS = Cfg::R >= Cfg::NW ? Cfg::R / Cfg::NW : 1, PARTS = 32 / ROWS;
+  constexpr int ROWS = power_of_two_below(Cfg::R / Cfg::NW), PARTS = 32 / ROWS;
   for (int k = part * 8; k + 8 <= K; k += PARTS * 8) {
     float v[8];
     eight(k, v);

@@ -146,12 +146,38 @@ def order(steps: Sequence[Step]) -> list[Step]:
     return ordered
 
 
-def allot(steps: Sequence[Step], rows: int, *, gathers: bool) -> int:
+def side_steps(steps: Sequence[Step]) -> list[Step]:
+    """Return the steps that neither feed a Linear of the tensor cores nor wait for one.
+
+    Warps of their own can run them beside the Linears. They read what was loaded, and each other.
+    """
+    feeding, waiting = set[Value](), set[Value]()
+    for step in reversed(steps):
+        if step.stream is not None or not feeding.isdisjoint(step.writes):
+            feeding.update(step.reads)
+    loaded = {value for step in steps if step.loads for value in step.writes}
+    found: list[Step] = []
+    made = set[Value]()
+    for step in steps:
+        if step.stream is not None or not waiting.isdisjoint(step.reads):
+            waiting.update(step.writes)
+        elif (
+            not step.loads
+            and feeding.isdisjoint(step.writes)
+            and all(value in loaded or value in made for value in step.reads)
+        ):
+            found.append(step)
+            made.update(step.writes)
+    return found if any(step.stream is not None for step in steps) else []
+
+
+def allot(steps: Sequence[Step], rows: int, *, gathers: bool, beside: Sequence[Step] = ()) -> int:
     """Give every value its offset; values that are not needed at once share memory.
 
     Args:
         steps: In the order in which they run; their values get their offsets.
         rows: Of the tile.
+        beside: Steps that run at any time beside the others: what they touch is never overwritten.
         gathers: Whether a Linear's columns come from other blocks. A block that is ahead writes
             them as soon as it has passed the gather before, for which it needs only those warps of
             this block that send; others may still be reading for steps since the gather before
@@ -175,6 +201,9 @@ def allot(steps: Sequence[Step], rows: int, *, gathers: bool) -> int:
         for value in step.reads:
             first, last = lives[value]
             lives[value] = (first, max(last, index))
+    for step in beside:
+        for value in (*step.reads, *step.writes):
+            lives[value] = (0, len(steps))
     placed: list[Value] = []
     total = 0
     for value in sorted(lives, key=lambda each: -each.size(rows)):

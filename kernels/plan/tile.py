@@ -15,6 +15,7 @@ import numpy as np
 from kernels.ir.node import DType, Linear, Node, Op, topological
 from kernels.plan import tile_linear, tile_rows
 from kernels.plan.expression import C_TYPES, ELEMENTWISE, MOVEMENT, Expression
+from kernels.plan.gather import Gather
 from kernels.plan.index import Index, Term, add, mul
 from kernels.plan.matrix import Matrix
 from kernels.plan.pack import Blob
@@ -59,6 +60,7 @@ class TileBuilder:
         matrices: What lies in global memory: inputs, and values of earlier phases.
         targets: Where the phase's outputs go.
         globals: Constants too large for shared memory; the kernel gets their address.
+        gathers: Blocks that the tile makes its rows of before anything else.
         steps: In the order of the graph.
     """
 
@@ -68,6 +70,7 @@ class TileBuilder:
     matrices: Mapping[Node, Matrix]
     targets: Mapping[Node, Matrix]
     globals: Blob
+    gathers: Sequence[Gather] = ()
     steps: list[Step] = attrs.field(factory=list)
     constants: Constants = attrs.field(init=False)
     parameters: dict[Matrix, str] = attrs.field(factory=dict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import attrs
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from kernels.ir.node import Lead
 from kernels.plan.matrix import Matrix
 from kernels.plan.pack import Blob, pack_fragments, rank_tiles
-from kernels.plan.steps import Step, allot, needs_barrier, order
+from kernels.plan.steps import Step, allot, needs_barrier, order, side_steps
 from kernels.plan.tile import TileBuilder
 from kernels.program import Argument, Launch, Pointer, Precision, Role, Target
 
@@ -20,6 +20,13 @@ _STAGE_BYTES = 16_384
 _MOST_STAGES = 8
 _FEWEST_STAGES = 3
 _CONSTANTS_OFFSET = 512
+
+SIDE_WARPS = 3
+"""Warps that run what neither feeds a Linear nor waits for one, while weights stream in.
+
+With the producer's and eight at the Linears they are twelve: one more, and a thread had 128
+registers instead of 168.
+"""
 
 
 @attrs.frozen
@@ -47,6 +54,8 @@ class TileKernel:
         text: Without the includes; ``entry`` is its name.
         blob: Constants and streams of all ranks, then large tables.
         matrices: Parameters after the fixed ones, in order.
+        steps: Of the warps that run the Linears.
+        side: Of warps that run beside them.
     """
 
     entry: str
@@ -56,6 +65,7 @@ class TileKernel:
     layout: Layout
     builder: TileBuilder
     steps: tuple[Step, ...]
+    side: tuple[Step, ...]
     barriers: int
 
 
@@ -64,9 +74,13 @@ def assemble(
 ) -> TileKernel | None:
     """Put a phase's steps together; None if they do not fit shared memory."""
     for steps in (order(builder.steps), builder.steps):
-        layout = _layout(builder, steps, target)
-        if layout is not None:
-            return _text(builder, entry, steps, layout, target, dependent=dependent)
+        # Steps beside the others would have to wait for what the others gather.
+        may_split = has_streams(target) and not builder.gathers
+        beside = side_steps(steps) if may_split else []
+        for side in [beside, []] if beside else [[]]:
+            layout = _layout(builder, steps, side, target)
+            if layout is not None and (not side or layout.n_stages):
+                return _text(builder, entry, steps, side, layout, dependent=dependent)
     return None
 
 
@@ -88,7 +102,7 @@ def launch(
         source=source,
         entry=kernel.entry,
         grid=(tiles * shape.cluster, 1, 1),
-        block=shape.warps * 32 + (32 if streams else 0),
+        block=(shape.warps + streams + (SIDE_WARPS if kernel.side else 0)) * 32,
         arguments=tuple(arguments),
         cluster=shape.cluster,
         shared_bytes=kernel.layout.total,
@@ -100,9 +114,11 @@ def _streams(builder: TileBuilder, *, target_streams: bool) -> bool:
     return target_streams or builder.shape.cluster > 1
 
 
-def _layout(builder: TileBuilder, steps: Sequence[Step], target: Target) -> Layout | None:
+def _layout(
+    builder: TileBuilder, steps: Sequence[Step], side: Sequence[Step], target: Target
+) -> Layout | None:
     rows, cluster = builder.shape.rows, builder.shape.cluster
-    values_size = allot(steps, rows, gathers=cluster > 1)
+    values_size = allot(steps, rows, gathers=cluster > 1, beside=side)
     constants = _CONSTANTS_OFFSET
     requests = constants + -(-builder.constants.shared_size // 128) * 128
     values = requests + -(-rows * 4 // 128) * 128
@@ -134,14 +150,16 @@ def _text(
     builder: TileBuilder,
     entry: str,
     steps: Sequence[Step],
+    side: Sequence[Step],
     layout: Layout,
-    target: Target,
     *,
     dependent: bool,
 ) -> TileKernel:
     shape = builder.shape
     stream = layout.n_stages > 0 or shape.cluster > 1
-    bodies = [step.text() for step in steps]  # names parameters and fills tables: comes first
+    # Names parameters and fills tables: comes first.
+    bodies = {step: step.text() for step in steps}
+    gathers = [line for gather in builder.gathers for line in gather.text(builder)]
     blob = Blob()
     size = builder.constants.shared_size
     ranks = [
@@ -165,12 +183,14 @@ def _text(
     storage = "Bf16" if builder.precision is Precision.BF16 else "Fp16"
     matrices = tuple(builder.parameters)
     parameters = "".join(f", u8* {name}" for name in builder.parameters.values())
-    n_threads = shape.warps * 32 + (32 if stream else 0)
+    n_threads = (shape.warps + stream + (SIDE_WARPS if side else 0)) * 32
     lines = [
         f"struct {entry}_cfg {{ typedef {storage} T; static constexpr int R = {shape.rows}, "
-        f"C = {shape.cluster}, NW = {shape.warps}, NS = {max(layout.n_stages, 1)}, "
+        f"C = {shape.cluster}, NW = {shape.warps}, BARRIER = 1, NS = {max(layout.n_stages, 1)}, "
         f"SB = {max(layout.stage_bytes, 512)}; "
         f"static constexpr bool STREAM = {'true' if stream else 'false'}; }};",
+        f"struct {entry}_side : {entry}_cfg {{ "
+        f"static constexpr int NW = {SIDE_WARPS}, BARRIER = 3; }};",
         f"KERNEL void __launch_bounds__({n_threads}, 1) {entry}(const u8* weights, "
         f"const int* counts, const int* request_of_row{parameters}) {{",
         f"typedef {entry}_cfg Cfg;",
@@ -199,11 +219,60 @@ def _text(
         lines += _producer(builder, steps, stride, size)
     if dependent:
         lines.append("wait_for_predecessor();")
-    consumer, barriers = _consumer(builder, steps, bodies, stream=stream, stride=stride)
+    if gathers:
+        lines += [*gathers, "tile.sync();"]
+    if side:
+        lines += _side(builder, entry, side, bodies)
+    main = [step for step in steps if step not in side]
+    consumer, barriers = _consumer(builder, main, side, bodies, stream=stream)
     lines += [*consumer, "}"]
     return TileKernel(
-        entry, "\n".join(lines), blob, matrices, layout, builder, tuple(steps), barriers
+        entry,
+        "\n".join(lines),
+        blob,
+        matrices,
+        layout,
+        builder,
+        tuple(main),
+        tuple(side),
+        barriers,
     )
+
+
+def _side(
+    builder: TileBuilder, entry: str, side: Sequence[Step], bodies: Mapping[Step, str]
+) -> list[str]:
+    """Return the statements of the warps behind the producer's."""
+    cfg, rows = f"{entry}_side", builder.shape.rows
+    lines = [
+        "if (tile.warp > Cfg::NW) {",
+        f"Tile<{cfg}> beside;",
+        "beside.follow(tile, Cfg::NW + 1);",
+        f"{{ typedef {cfg} Cfg; auto& tile = beside;",
+        "tile.meet_side();",
+        f"named_barrier(4, {_all_threads(builder)});",
+    ]
+    if builder.constants.shared_size:
+        lines.append("mbarrier_wait(tile.constants_bar(), 0);")
+    since: list[Step] = []
+    for step in side:
+        if needs_barrier(step, since, rows):
+            lines.append("tile.sync();")
+            since = []
+        lines += [f"// {step.title}", bodies[step]]
+        since.append(step)
+    return [
+        *lines,
+        f"named_barrier_arrive(5, {_all_threads(builder)});",
+        "tile.close_consumer();",
+        "return;",
+        "} }",
+    ]
+
+
+def _all_threads(builder: TileBuilder) -> int:
+    """Return the threads that consume, at the Linears and beside them."""
+    return (builder.shape.warps + SIDE_WARPS) * 32
 
 
 def _producer(builder: TileBuilder, steps: Sequence[Step], stride: int, size: int) -> list[str]:
@@ -227,7 +296,12 @@ def _producer(builder: TileBuilder, steps: Sequence[Step], stride: int, size: in
 
 
 def _consumer(
-    builder: TileBuilder, steps: Sequence[Step], bodies: Sequence[str], *, stream: bool, stride: int
+    builder: TileBuilder,
+    steps: Sequence[Step],
+    side: Sequence[Step],
+    bodies: Mapping[Step, str],
+    *,
+    stream: bool,
 ) -> tuple[list[str], int]:
     """Return the consumers' statements, and how many barriers stand between them."""
     rows, cluster, size = builder.shape.rows, builder.shape.cluster, builder.constants.shared_size
@@ -238,27 +312,36 @@ def _consumer(
             "store_shared_u32(requests + i * 4, (u32)request_of_row[tile.row(i)]);",
             "tile.sync();",
         ]
+    meeting = _meeting(stream=stream, size=size)
+    if side:
+        meeting.append(f"named_barrier_arrive(4, {_all_threads(builder)});")
+    beside = {value for step in side for value in step.writes}
     met, barriers = False, 0
     since: list[Step] = []
-    for step, body in zip(steps, bodies, strict=True):
+    for step in steps:
         if not step.loads and not met:
             met = True
-            lines += _meeting(stream=stream, size=size)
+            lines += meeting
             if stream or size:
                 since = []
+        if not beside.isdisjoint(step.reads):
+            lines.append(f"named_barrier(5, {_all_threads(builder)});")
+            barriers += 1
+            since, beside = [], set()
         if needs_barrier(step, since, rows):
             lines.append("tile.sync();")
             barriers += 1
             since = []
-        lines.append(f"// {step.title}")
-        lines.append(body)
+        lines += [f"// {step.title}", bodies[step]]
         since.append(step)
         if step.stream is not None and cluster > 1:
             lines.append("tile.gathered();")
             barriers += 1
             since = []
     if not met:
-        lines += _meeting(stream=stream, size=size)
+        lines += meeting
+    if beside:
+        lines.append(f"named_barrier(5, {_all_threads(builder)});")
     return [*lines, "tile.close_consumer();"], barriers
 
 
@@ -285,4 +368,6 @@ def describe(kernel: TileKernel, made: Launch) -> list[str]:
         f"{layout.total} bytes of shared memory ({layout.n_stages} stages of "
         f"{layout.stage_bytes}), {kernel.barriers} barriers"
     )
-    return [head, *(f"  {step.title}" for step in kernel.steps)]
+    beside = [f"  beside: {step.title}" for step in kernel.side]
+    titles = [gather.title() for gather in kernel.builder.gathers]
+    return [head, *(f"  {title}" for title in titles), *(f"  {step.title}" for step in kernel.steps), *beside]

@@ -76,7 +76,7 @@ def _fragment_linear(b: TileBuilder, linear: Node, root: Node) -> None:
     weight, bias = (each.array.astype(np.float32) for each in linear.sources[arg.n_inputs :])
     groups = linear.dims[0] if arg.grouped else 1
     n = linear.dims[-1]
-    views = [half_view(b, source) for source in sources]
+    views = [_input(b, source) for source in sources]
     value = b.value(linear.width, halves=root in b.wants_halves)
     (b.halves if value.halves else b.floats)[root] = value
     columns = _pass_columns(b, n)
@@ -87,9 +87,11 @@ def _fragment_linear(b: TileBuilder, linear: Node, root: Node) -> None:
             stop = min(start + columns, n)
             blocks, inputs, first = [], [], 0
             for source, (held, column) in zip(sources, views, strict=True):
-                k = source.dims[-1]
-                blocks.append(np.ascontiguousarray(matrix[first : first + k, start:stop]))
-                inputs.append((held, column + group * k))
+                k, before = source.dims[-1], column % 8
+                block = np.zeros((before + k, stop - start), np.float32)
+                block[before:] = matrix[first : first + k, start:stop]
+                blocks.append(block)
+                inputs.append((held, column - before + group * k))
                 first += k
             _fragment_step(
                 b,
@@ -101,6 +103,18 @@ def _fragment_linear(b: TileBuilder, linear: Node, root: Node) -> None:
                 inputs,
                 offsets[start:stop],
             )
+
+
+def _input(b: TileBuilder, source: Node) -> tuple[Value, int]:
+    """Return a value of halves that holds a source, and its first column.
+
+    Where columns of a loaded block do not begin at a chunk, the Linear reads from the chunk's
+    beginning, with weights of zero before its own.
+    """
+    view = matrix_view(source)
+    if view is not None and len(source.dims) == 1 and view.base in b.halves:
+        return b.halves[view.base], view.column
+    return half_view(b, source)
 
 
 def _pass_columns(b: TileBuilder, n: int) -> int:
