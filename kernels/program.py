@@ -187,14 +187,17 @@ class Crossing:
         name: Of the model's node.
         pointer: Where it lies, which tells it from others.
         lead: ``rows`` or ``requests``.
+        columns: Of the matrix.
+        used: Columns that the launch reads or writes; a column counts once.
         element: ``Float32``, ``Fp16`` or ``Bf16``.
-        size_bytes: Of the bucket's rows.
+        size_bytes: Of those columns, for the bucket's rows.
     """
 
     name: str
     pointer: Pointer
     lead: str
     columns: int
+    used: int
     element: str
     size_bytes: int
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from kernels.ir.node import Lead, Node
 from kernels.ir.reference import multiply_adds
 from kernels.plan.matrix import Matrix
-from kernels.plan.phases import Kind, Phase
+from kernels.plan.phases import Kind, MatrixView, Phase, matrix_view
 from kernels.plan.tile_kernel import TileKernel
 from kernels.program import Bucket, Crossing, Held, LaunchFacts, WorkItem
 from kernels.wide import WideConfig
@@ -34,14 +34,15 @@ def launch_facts(
     sizes = {Lead.ROWS: bucket.rows, Lead.REQUESTS: bucket.requests}
     nodes, read = _computed(phase.outputs, matrices)
 
-    def crossing(node: Node, matrix: Matrix) -> Crossing:
+    def crossing(node: Node, matrix: Matrix, used: int) -> Crossing:
         return Crossing(
             name=node.name or node.op,
             pointer=matrix.pointer,
             lead=matrix.lead,
             columns=matrix.columns,
+            used=used,
             element=matrix.element,
-            size_bytes=matrix.row_bytes * sizes[matrix.lead],
+            size_bytes=used * matrix.element_bytes * sizes[matrix.lead],
         )
 
     per_row = dict.fromkeys(sizes, 0)
@@ -65,8 +66,8 @@ def launch_facts(
         rows_run=-(-rows // tile_rows) * tile_rows,
         items=items,
         held=_held(cut) if isinstance(cut, TileKernel) else (),
-        reads=tuple(crossing(node, matrices[node]) for node in read),
-        writes=tuple(crossing(node, matrix) for node, matrix in targets.items()),
+        reads=tuple(crossing(node, matrices[node], used) for node, used in read.items()),
+        writes=tuple(crossing(node, matrix, matrix.columns) for node, matrix in targets.items()),
         flops=sum(per_row[lead] * size for lead, size in sizes.items()),
         weights_bytes=weights_bytes,
     )
@@ -81,19 +82,24 @@ def _title(phase: Phase, node: Node) -> str:
 
 def _computed(
     outputs: Iterable[Node], matrices: Mapping[Node, Matrix]
-) -> tuple[list[Node], list[Node]]:
-    """Return the nodes that lead from memory to ``outputs``, and those that memory holds."""
+) -> tuple[list[Node], dict[Node, int]]:
+    """Return the nodes that lead from memory to ``outputs``, and what is read there.
+
+    The latter has, of each value in memory, how many columns are read.
+    """
     nodes: dict[Node, None] = {}
-    read: dict[Node, None] = {}
+    read: dict[Node, set[int]] = {}
     stack = list(outputs)
     while stack:
         node = stack.pop()
-        if node in matrices:
-            read[node] = None
+        view = MatrixView(node, 0) if node in matrices else matrix_view(node)
+        if view is not None and view.base in matrices:
+            columns = range(view.column, view.column + node.width)
+            read.setdefault(view.base, set()).update(columns)
         elif node not in nodes:
             nodes[node] = None
             stack += node.sources
-    return list(nodes), list(read)
+    return list(nodes), {node: len(columns) for node, columns in read.items()}
 
 
 def _held(kernel: TileKernel) -> tuple[Held, ...]:

@@ -104,4 +104,5 @@ def crossing_text(crossing: Crossing) -> str:
     """Name a value in memory with its shape and element type."""
     role = crossing.pointer.role
     name = crossing.name if role == crossing.name else f"{crossing.name} ({role})"
-    return f"{name} [{crossing.lead}, {crossing.columns}] {crossing.element}"
+    part = f"{crossing.used} of " if crossing.used < crossing.columns else ""
+    return f"{name} [{crossing.lead}, {part}{crossing.columns}] {crossing.element}"

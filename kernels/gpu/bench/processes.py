@@ -123,7 +123,10 @@ def measure_shares(
                 note(n, "on", mps.environment())
                 note(n, f"{100 // n} %", mps.environment(100 // n))
         finally:
-            mps.stop()
+            try:
+                mps.stop()
+            except CudaError as error:
+                found.append({"processes": max(counts), "mps": "on", "error": str(error)})
     return found
 
 
