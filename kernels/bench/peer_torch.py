@@ -96,6 +96,7 @@ class TorchRunning:
                 for _ in range(3):
                     module(*self._inputs)
             torch.cuda.synchronize()
+            self._module = module  # the graph reads its weights
             self._graph: Any = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
                 self._output: Any = module(*self._inputs)
@@ -120,6 +121,6 @@ class TorchRunning:
     def close(self) -> None:
         """Free the graph's memory."""
         torch.cuda.synchronize()
-        del self._graph, self._output, self._inputs
+        del self._graph, self._output, self._inputs, self._module
         gc.collect()
         torch.cuda.empty_cache()

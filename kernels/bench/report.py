@@ -44,7 +44,8 @@ class Line:
 
     Attributes:
         peers: By name; those that gave no time are among them.
-        ratio: Our time by the best peer's.
+        ratio: Our time by the best peer's, of a batch alone.
+        ratio_in_a_row: The same of batches in a row.
         fraction: The bound by our time.
         problem: Why ours did not pass, or None.
     """
@@ -53,6 +54,7 @@ class Line:
     peers: Mapping[str, Result]
     best_peer: str | None
     ratio: float | None
+    ratio_in_a_row: float | None
     bound_us: float | None
     fraction: float | None
     problem: str | None
@@ -64,14 +66,16 @@ def line_of(results: Sequence[Result], ceilings: Ceilings, precision: Precision)
     peers = {result.contender: result for result in others}
     times = {name: peer.timing.us for name, peer in peers.items() if peer.timing is not None}
     best = min(times, key=times.__getitem__) if times else None
-    ratio = bound = fraction = None
+    ratio = in_a_row = bound = fraction = None
     if ours.timing is not None:
         if best is not None:
             ratio = ours.timing.us / times[best]
+            fastest = min(p.timing.back_to_back_us for p in others if p.timing is not None)
+            in_a_row = ours.timing.back_to_back_us / fastest
         if ours.work is not None:
             bound = ceilings.bound_us(ours.work)
             fraction = bound / ours.timing.us
-    return Line(ours, peers, best, ratio, bound, fraction, _problem(ours, precision))
+    return Line(ours, peers, best, ratio, in_a_row, bound, fraction, _problem(ours, precision))
 
 
 def _problem(ours: Result, precision: Precision) -> str | None:
@@ -93,6 +97,7 @@ def to_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
             "peers": {name: _fields(peer) for name, peer in line.peers.items()},
             "best_peer": line.best_peer,
             "ratio": _rounded(line.ratio),
+            "ratio_in_a_row": _rounded(line.ratio_in_a_row),
             "bound_us": _rounded(line.bound_us),
             "fraction_of_bound": _rounded(line.fraction),
             "problem": line.problem,
@@ -126,8 +131,8 @@ def _rounded(value: float | None) -> float | None:
 def table(lines: Sequence[Line]) -> str:
     """Return the results as text, one row a model and size, and below it what went wrong."""
     peers = list(dict.fromkeys(name for line in lines for name in line.peers))
-    head = ["model", "rows", OURS, "in a row", *peers, "ratio", "launches", "bound", "share"]
-    rows = [[*head, "error", "spread", "compile s"]]
+    head = ["model", "rows", OURS, *peers, "ratio", "in a row: " + OURS, *peers, "ratio"]
+    rows = [[*head, "launches", "bound", "share", "error", "spread", "compile s"]]
     notes = []
     for line in lines:
         ours = line.ours
@@ -137,9 +142,11 @@ def table(lines: Sequence[Line]) -> str:
                 ours.model,
                 str(ours.rows),
                 _us(ours),
-                _number(None if ours.timing is None else ours.timing.back_to_back_us, ".1f"),
                 *(_us(line.peers.get(name)) for name in peers),
                 _number(line.ratio, ".2f"),
+                _in_a_row(ours),
+                *(_in_a_row(line.peers.get(name)) for name in peers),
+                _number(line.ratio_in_a_row, ".2f"),
                 " / ".join("-" if r.launches is None else str(r.launches) for r in results),
                 _number(line.bound_us, ".1f"),
                 _number(line.fraction, ".2f"),
@@ -171,6 +178,11 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _us(result: Result | None) -> str:
     return _number(None if result is None or result.timing is None else result.timing.us, ".1f")
+
+
+def _in_a_row(result: Result | None) -> str:
+    timing = None if result is None else result.timing
+    return _number(None if timing is None else timing.back_to_back_us, ".1f")
 
 
 def _number(value: float | None, how: str) -> str:

@@ -78,7 +78,7 @@ def _compact(array: NDArray[Any]) -> NDArray[Any]:
 def _without_ones(node: Node, _: Uses) -> Node | None:
     """Leave out dimensions that are 1 in the result, if that saves the RESHAPE of a source."""
     kept = [axis for axis, dim in enumerate(node.dims) if dim != 1] or [0]
-    if node.lead is None or len(kept) == len(node.dims):
+    if node.lead is None or len(kept) >= len(node.dims):
         return None
     sources, saved = [], False
     for source in node.sources:
