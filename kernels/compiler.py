@@ -8,12 +8,14 @@ from typing import Final
 import attrs
 import numpy as np
 
+from kernels.device_tables import DeviceTables, GatheredSide
 from kernels.errors import GraphError
 from kernels.ir.node import Graph, Lead, Node, Op
 from kernels.ir.reference import flops
 from kernels.passes import expand, optimise
 from kernels.passes.expand import expand_norms
 from kernels.plan.facts import launch_facts
+from kernels.plan.gather import INCLUDE, Gather
 from kernels.plan.matrix import ELEMENTS, Matrix
 from kernels.plan.pack import Blob
 from kernels.plan.phases import SEQUENCES, Kind, Phase, plan_phases
@@ -66,16 +68,28 @@ class Options:
 
 
 def compile_graph(
-    graph: Graph, bucket: Bucket, target: Target, options: Options | None = None
+    graph: Graph,
+    bucket: Bucket,
+    target: Target,
+    options: Options | None = None,
+    tables: DeviceTables | None = None,
 ) -> Program:
     """Compile a dense graph for one bucket.
+
+    Args:
+        graph: Of the model, as imported.
+        bucket: How many rows and requests.
+        target: The card.
+        options: Choices.
+        tables: Those on the card, in the options' precision, of which kernels gather their columns
+            of the blocks.
 
     Raises:
         GraphError: An op cannot run on the card, or the graph does not fit it; names model, node
             and op.
     """
     try:
-        return _Compiler(graph, bucket, target, options or Options()).program()
+        return _Compiler(graph, bucket, target, options or Options(), tables).program()
     except GraphError as error:
         raise GraphError(f"{graph.model}: {error}") from error
 
@@ -86,6 +100,7 @@ class _Compiler:
     bucket: Bucket
     target: Target
     options: Options
+    tables: DeviceTables | None
     matrices: dict[Node, Matrix] = attrs.field(factory=dict)
     sources: list[Source] = attrs.field(factory=list)
     launches: list[Launch] = attrs.field(factory=list)
@@ -93,6 +108,7 @@ class _Compiler:
     scratch: int = 0
     notes: list[str] = attrs.field(factory=list)
     facts: list[LaunchFacts] = attrs.field(factory=list)
+    gathers: dict[Lead, Gather] = attrs.field(factory=dict)
 
     def program(self) -> Program:
         options, bucket = self.options, self.bucket
@@ -105,9 +121,10 @@ class _Compiler:
             sequences=True,
             inputs_in_halves=options.input_dtype == options.precision.storage,
         )
+        phases = self._with_gathers(phases)
         for index, phase in enumerate(phases):
             self._phase(graph, phase, index)
-        widths = {name: node.width for name, node in graph.inputs.items()}
+        widths = {name: self._row_width(name, node) for name, node in graph.inputs.items()}
         user, candidate = widths.get("user", 0), widths.get("candidate", 0)
         dtype = np.dtype(options.input_dtype)
         inputs = (user * bucket.requests + candidate * bucket.rows) * dtype.itemsize
@@ -122,6 +139,7 @@ class _Compiler:
             launches=tuple(self.launches),
             weights=self.weights.bytes(),
             scratch_bytes=self.scratch,
+            table_bytes=self.tables.size_bytes if self.tables is not None else 0,
             flops=flops(graph).total(bucket.rows, bucket.requests),
             bytes_moved=inputs + self.weights.size + bucket.rows * graph.output.width * 4,
             notes=tuple(self.notes),
@@ -146,18 +164,56 @@ class _Compiler:
     def _input(self, role: Role, node: Node) -> Matrix:
         assert node.lead is not None
         element = "Float32" if self.options.input_dtype == "float32" else "Fp16"
+        width = self._row_width(role, node)
+        staged = Matrix(Pointer(role), node.lead, width, leading_dimension(width), element)
+        side = self._side(role)
+        if self.tables is None or side is None or not side.lookups:
+            return staged
+        if side.width != node.width:
+            problem = f"tables make {side.width} columns of {role}, the graph takes {node.width}"
+            raise GraphError(problem)
         ld = leading_dimension(node.width)
-        return Matrix(Pointer(role), node.lead, node.width, ld, element)
+        block = self._in_scratch(Matrix(Pointer(role), node.lead, node.width, ld, element))
+        self.gathers[node.lead] = Gather(self.tables, side, staged, block)
+        return block
+
+    def _side(self, name: str) -> GatheredSide | None:
+        if self.tables is None:
+            return None
+        return self.tables.user if name == Role.USER else self.tables.candidate
+
+    def _row_width(self, name: str, node: Node) -> int:
+        """Return the elements of a staged row."""
+        side = self._side(name)
+        if side is None:
+            return node.width
+        return side.row_width(np.dtype(self.options.input_dtype).itemsize)
+
+    def _with_gathers(self, phases: list[Phase]) -> list[Phase]:
+        """Let a tile phase stand first for each block that is gathered: the first of its lead.
+
+        Rows read users' blocks, too: those must be whole before any row is.
+        """
+        first = []
+        for lead in self.gathers:
+            leading = next((each for each in phases if each.lead is lead), None)
+            if leading is None or leading.kind is not Kind.TILE:
+                first.append(Phase(Kind.TILE, lead, ()))
+        return [*first, *phases]
 
     def _scratch(self, node: Node) -> Matrix:
         lead = node.lead
         assert lead is not None
         ld = leading_dimension(node.width)
         element = ELEMENTS[self.options.precision]
-        matrix = Matrix(Pointer(Role.SCRATCH, self.scratch), lead, node.width, ld, element)
-        size = matrix.row_bytes * self._rows(lead)
+        return self._in_scratch(Matrix(Pointer(Role.SCRATCH), lead, node.width, ld, element))
+
+    def _in_scratch(self, matrix: Matrix) -> Matrix:
+        """Return a matrix moved to a place of its own."""
+        placed = attrs.evolve(matrix, pointer=Pointer(Role.SCRATCH, self.scratch))
+        size = matrix.row_bytes * self._rows(matrix.lead)
         self.scratch += -(-size // _ALIGNMENT) * _ALIGNMENT
-        return matrix
+        return placed
 
     def _phase(self, graph: Graph, phase: Phase, index: int) -> None:
         targets: dict[Node, Matrix] = {}
@@ -182,7 +238,8 @@ class _Compiler:
     def _tile(self, phase: Phase, index: int, targets: Mapping[Node, Matrix]) -> TileKernel:
         dependent = self._is_dependent(index)
         kernel = self._assembled(phase, f"phase{index}", targets, dependent=dependent)
-        source = self._source(_TILE_INCLUDES + kernel.text)
+        includes = _TILE_INCLUDES + (INCLUDE if kernel.builder.gathers else "")
+        source = self._source(includes + kernel.text)
         at = self.weights.add(kernel.blob.bytes())
         rows = self._rows(phase.lead)
         self.launches.append(launch(kernel, source, rows, at, dependent=dependent))
@@ -249,9 +306,11 @@ class _Compiler:
     def _assembled(
         self, phase: Phase, entry: str, targets: Mapping[Node, Matrix], *, dependent: bool
     ) -> TileKernel:
+        gather = self.gathers.pop(phase.lead, None)
+        gathers = () if gather is None else (gather,)
         for shape in self._shapes(phase):
             builder = TileBuilder(
-                phase, shape, self.options.precision, self.matrices, targets, Blob(16)
+                phase, shape, self.options.precision, self.matrices, targets, Blob(16), gathers
             )
             builder.build()
             kernel = assemble(builder, entry, self.target, dependent=dependent)

@@ -62,7 +62,9 @@ class Role(enum.StrEnum):
     USER, CANDIDATE: ``input_dtype`` ``[requests, ld]`` and ``[rows, ld]``, copied from staging;
     ``ld`` is the block's width rounded up to 8 elements, and columns past the width are zero.
     REQUEST_OF_ROW: int32 ``[rows]``. COUNTS: int32 ``[2]``: rows and requests of this batch.
-    WEIGHTS: ``Program.weights``, written once. SCRATCH: a kernel's before another's, zeroed once.
+    WEIGHTS: ``Program.weights``, written once. TABLES: those of ``kernels.device_tables``, written
+    once; with them, USER and CANDIDATE rows hold ids as that module says. SCRATCH: a kernel's
+    before another's, zeroed once.
     SCORES: float32 ``[rows, n_outputs]``.
     """
 
@@ -71,6 +73,7 @@ class Role(enum.StrEnum):
     REQUEST_OF_ROW = "request_of_row"
     COUNTS = "counts"
     WEIGHTS = "weights"
+    TABLES = "tables"
     SCRATCH = "scratch"
     SCORES = "scores"
 
@@ -234,9 +237,11 @@ class Program:
 
     Attributes:
         input_dtype: float16 or float32, of the USER and CANDIDATE buffers.
-        user_width, candidate_width: Columns of the blocks; 0 where a graph has no such input.
+        user_width, candidate_width: Columns of the blocks; 0 where a graph has no such input. With
+            tables on the card, elements of a staged row.
         weights: Packed constants, one blob; offsets into it are 256-byte aligned.
         scratch_bytes: Size of the SCRATCH buffer.
+        table_bytes: Size of the TABLES buffer.
         flops: Multiply-adds of the graph times two, for ``bucket.rows`` rows.
         bytes_moved: The least bytes through device memory: inputs, weights and scores once.
         notes: What a log says of how it came about, line by line.
@@ -253,6 +258,7 @@ class Program:
     launches: tuple[Launch, ...]
     weights: NDArray[np.uint8]
     scratch_bytes: int = 0
+    table_bytes: int = 0
     flops: int = 0
     bytes_moved: int = 0
     notes: tuple[str, ...] = ()

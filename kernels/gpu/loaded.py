@@ -79,6 +79,7 @@ def block_bytes(program: Program, role: Role) -> int:
         Role.REQUEST_OF_ROW: bucket.rows * 4,
         Role.COUNTS: 8,
         Role.WEIGHTS: program.weights.nbytes,
+        Role.TABLES: program.table_bytes,
         Role.SCRATCH: program.scratch_bytes,
         Role.SCORES: bucket.rows * program.n_outputs * 4,
     }[role]
@@ -120,7 +121,8 @@ class LoadedProgram:
         self._addresses[Role.WEIGHTS] = context.weights(program.weights).address
         try:
             for role in Role:
-                if role not in self._addresses:
+                unused = role is Role.TABLES and not program.table_bytes
+                if role not in self._addresses and not unused:
                     self._memory[role] = DeviceMemory.allocate(block_bytes(program, role))
                     self._addresses[role] = self._memory[role].address
             self._launches = [

@@ -370,4 +370,5 @@ def describe(kernel: TileKernel, made: Launch) -> list[str]:
     )
     beside = [f"  beside: {step.title}" for step in kernel.side]
     titles = [gather.title() for gather in kernel.builder.gathers]
-    return [head, *(f"  {title}" for title in titles), *(f"  {step.title}" for step in kernel.steps), *beside]
+    titles += [step.title for step in kernel.steps]
+    return [head, *(f"  {title}" for title in titles), *beside]

@@ -29,22 +29,26 @@ def run_program(
     program: Program,
     batch: Batch,
     *,
+    tables: NDArray[np.uint8] | None = None,
     seed: int = 0,
     races: bool = False,
     sanitize: bool = False,
     optimize: int = 1,
+    scratch: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.float32]:
     """Return the scores ``[rows, n_outputs]`` of a batch, which may be smaller than the bucket.
 
-    Buffers have the bucket's sizes; what no row of the batch fills is NaN, and so are scores and
-    scratch before they are written. The keywords are those of ``shim.build`` and ``launch``.
+    Buffers have the bucket's sizes; what no row of the batch fills is NaN, and so are scores
+    before they are written. ``scratch`` is what earlier batches left there, zeros by default, and
+    ``tables`` the TABLES buffer; the other keywords are those of ``shim.build`` and ``launch``.
 
     Raises:
         ShimError: A kernel broke a rule.
     """
     rows, requests = len(batch.candidate), len(batch.user)
     bucket = program.bucket
-    scratch = np.zeros(max(16, program.scratch_bytes), np.uint8)
+    if scratch is None:
+        scratch = scratch_of(program)
     request_of_row = np.zeros(bucket.rows, np.int32)
     if batch.request_of_row is not None:
         request_of_row[:rows] = batch.request_of_row
@@ -56,6 +60,7 @@ def run_program(
         Role.REQUEST_OF_ROW: request_of_row,
         Role.COUNTS: np.array([rows, requests], np.int32),
         Role.WEIGHTS: weights,
+        Role.TABLES: np.zeros(1, np.uint8) if tables is None else tables.copy(),
         Role.SCRATCH: scratch,
         Role.SCORES: scores,
     }
@@ -81,6 +86,11 @@ def run_program(
             races=races,
         )
     return scores[:rows]
+
+
+def scratch_of(program: Program) -> NDArray[np.uint8]:
+    """Return a program's scratch as a card has it before the first batch."""
+    return np.zeros(max(16, program.scratch_bytes), np.uint8)
 
 
 def _block(
