@@ -151,20 +151,21 @@ def _fragment_step(
         name = f"Linear<Cfg, {stream.n}>"
         rows = "Cfg::R * 16"
         lines = [f"{name}::Sums sums;", f"{name}::clear(sums);"]
+        per = value.per_chunk
+        end = (column + written) // per
+        if end < value.chunks and column + stream.n >= value.width:
+            # Before `finish`, where each warp arrives at the gather.
+            lines.append(f"zero_chunks(tile, {value.name}, {end}, {value.chunks - end});")
         for (held, first), steps in zip(inputs, stream.steps, strict=True):
             lines.append(
                 f"{name}::accumulate<{steps}>(tile, sums, "
                 f"{held.name} + {first // 8} * {rows}, stream);"
             )
-        per = value.per_chunk
         lines.append(
             f"{name}::finish<{'true' if value.halves else 'false'}>(tile, sums, "
             f"{value.name} + {column // per} * {rows}, constants + {bias_at}, "
             f"[&](int r, int c, float& v0, float& v1) {{ {' '.join(epilogue)} }});"
         )
-        end = (column + written) // per
-        if end < value.chunks and column + stream.n >= value.width:
-            lines.append(f"zero_chunks(tile, {value.name}, {end}, {value.chunks - end});")
         return "{ " + " ".join(lines) + " }"
 
     k = sum(block.shape[0] for block in stream.blocks)
