@@ -297,7 +297,7 @@ def _with_random(built: Built, executor: ExecutorName, rows: Sequence[int]) -> B
     problem = ""
     try:
         bundle = load_bundle(built.path)
-        found = zoo_rows.errors(bundle, executor, _recorded(bundle, built), rows)
+        found = zoo_rows.errors(bundle, executor, recorded_blocks(bundle, built), rows)
         if beyond := [n for n, each in found.items() if each > zoo_rows.TOLERANCES[executor]]:
             problem = f"random inputs: differs at {beyond} rows, by up to {max(found.values()):.3g}"
     except Exception as error:  # a model's failure is reported, and the others run
@@ -311,7 +311,7 @@ def _with_random(built: Built, executor: ExecutorName, rows: Sequence[int]) -> B
     return attrs.evolve(built, result=result)
 
 
-def _recorded(bundle: Bundle, built: Built) -> tuple[F32, F32]:
+def recorded_blocks(bundle: Bundle, built: Built) -> tuple[F32, F32]:
     """Return the blocks of all recorded inputs, below each other."""
     user, candidate = [], []
     with closing(InProcess(bundle)) as scorer:

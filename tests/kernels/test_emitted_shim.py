@@ -1,0 +1,327 @@
+"""Whole programs, as the compiler emits them, run on the CPU and agree with the oracle in float64.
+
+The six models at their sizes, smaller ones with a user side, models of the zoo, and random graphs.
+Scores are compared before the last sigmoid, which would hide errors. An error is the largest
+``|got - want|``, relative to the largest score where that is above 1.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kernels.bench.graphs import graph_of
+from kernels.bench.models import MODELS
+from kernels.bundle.load import load_bundle
+from kernels.compiler import Options, compile_graph
+from kernels.ir.build import concat, make, reshape, take, to_rows, transpose
+from kernels.ir.node import Graph, Lead, Op
+from kernels.ir.onnx_import import import_dense
+from kernels.ir.reference import evaluate
+from kernels.plan.tile import TileShape
+from kernels.program import A100, B200, H100, Bucket, Precision, Program, Target
+from tests import zoo, zoo_rows
+from tests.kernels import passes_help, shim
+from tests.kernels.ir_graphs import FUSED, JUMPY, UNFUSED, random_graph
+from tests.kernels.shim_program import Batch, run_program, scratch_of
+
+pytestmark = pytest.mark.skipif(shim.available() is not None, reason=str(shim.available()))
+needs_zoo = pytest.mark.skipif(not zoo.ZOO.exists(), reason="no zoo beside the checkout")
+
+# Three times the largest error that was seen: 3e-7, 6e-4 and 5e-3.
+TOLERANCE: Final = {Precision.FP32: 1e-6, Precision.FP16: 2e-3, Precision.BF16: 1.5e-2}
+FP32, BF16 = Options(Precision.FP32), Options(Precision.BF16)
+F32 = NDArray[np.float32]
+
+
+@attrs.frozen(eq=False)
+class Sample:
+    """A batch for a graph: float32 ``[n, width]`` by name, and int32 ``[rows]``."""
+
+    inputs: dict[str, Any]
+    request_of_row: NDArray[Any]
+
+    @property
+    def batch(self) -> Batch:
+        """The same as programs take it."""
+        n_requests = int(self.request_of_row.max()) + 1
+        user = self.inputs.get("user", np.zeros((n_requests, 0)))
+        candidate = self.inputs.get("candidate", np.zeros((len(self.request_of_row), 0)))
+        return Batch(
+            candidate.astype(np.float32),
+            user.astype(np.float32),
+            self.request_of_row.astype(np.int32),
+        )
+
+
+def sample_of(graph: Graph, rows: int, n_requests: int = 1, seed: int = 0) -> Sample:
+    """Draw numbers that float16 holds; each request has a row if there are enough."""
+    random = np.random.default_rng(seed)
+    sizes = {Lead.ROWS: rows, Lead.REQUESTS: n_requests}
+    inputs = {
+        name: random.normal(0, 0.5, (sizes[node.lead or Lead.ROWS], node.width)).astype(np.float16)
+        for name, node in graph.inputs.items()
+    }
+    of_row = np.sort(np.arange(rows) % n_requests)
+    return Sample({name: each.astype(np.float32) for name, each in inputs.items()}, of_row)
+
+
+def logits(graph: Graph) -> Graph:
+    """Return the graph without its last sigmoids."""
+
+    def bare(node: Any) -> Any:  # noqa: ANN401
+        if node.op is Op.SIGMOID:
+            return node.sources[0]
+        if node.op is Op.CONCAT:
+            return make(Op.CONCAT, *map(bare, node.sources), arg=node.arg)
+        return node
+
+    return attrs.evolve(graph, output=bare(graph.output))
+
+
+def assert_agrees(
+    graph: Graph,
+    sample: Sample,
+    options: Options | None = None,
+    target: Target = H100,
+    *,
+    bucket: Bucket | None = None,
+    seed: int = 0,
+    races: bool = False,
+    factor: float = 1.0,
+) -> Program:
+    """Run a graph's program on a batch; the error may be ``factor`` times the usual."""
+    options = options or Options()
+    batch = sample.batch
+    bucket = bucket or Bucket(len(batch.candidate) + 3, len(batch.user) + 1)
+    program = compile_graph(graph, bucket, target, options)
+    got = run_program(program, batch, seed=seed, races=races)
+    assert error_of(graph, sample, got) < factor * TOLERANCE[options.precision]
+    return program
+
+
+def error_of(graph: Graph, sample: Sample, got: F32) -> float:
+    with np.errstate(all="ignore"):  # what a WHERE does not choose may overflow
+        want = evaluate(graph, sample.inputs, sample.request_of_row)
+    assert got.shape == want.shape
+    error = np.abs(got - want) / max(1.0, float(np.abs(want).max()))
+    return float(np.where(np.isnan(error), np.inf, error).max())
+
+
+# ---- the six models
+
+
+@functools.cache
+def peer(name: str) -> Graph:
+    model = MODELS[name]
+    return logits(graph_of(model, model.draw_parameters(0)))
+
+
+def peer_sample(name: str, rows: int) -> Sample:
+    model = MODELS[name]
+    block = model.block(model.draw_inputs(rows, rows, Precision.FP16))
+    return Sample({"candidate": block}, np.zeros(rows, np.int32))
+
+
+# Wide Linears take tensor maps on an H100, which the CPU has not: there they run as on an A100.
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("rows", [1, 15, 37])
+def test_a_model_agrees_with_float64(name: str, rows: int) -> None:
+    assert_agrees(peer(name), peer_sample(name, rows), target=A100, seed=rows, factor=2)
+
+
+@pytest.mark.parametrize("name", ["DeepFM", "DLRM", "DIN"])
+@pytest.mark.parametrize("target", [H100, B200], ids=lambda target: target.arch)
+def test_a_model_with_streams_agrees_with_float64(name: str, target: Target) -> None:
+    assert_agrees(peer(name), peer_sample(name, 37), target=target, seed=5, factor=2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "shape",
+    [TileShape(16, 2), TileShape(16, 4), TileShape(16, 8), TileShape(32, 1), TileShape(32, 2)],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["DeepFM", "DLRM"])
+def test_every_cut_of_a_tile_agrees(name: str, shape: TileShape, seed: int) -> None:
+    assert_agrees(peer(name), peer_sample(name, 37), Options(tile=shape), seed=seed, factor=2)
+
+
+@pytest.mark.parametrize("name", ["DeepFM", "DLRM", "DIN"])
+def test_other_storage_agrees(name: str) -> None:
+    sample = peer_sample(name, 15)
+    assert_agrees(peer(name), sample, FP32, seed=1, factor=3)
+    assert_agrees(peer(name), sample, BF16, seed=2, factor=2)
+    assert_agrees(peer(name), sample, Options(input_dtype="float16"), seed=3, factor=2)
+
+
+# ---- small models with a user side
+
+
+@functools.cache
+def small(name: str, *, user: bool = True) -> Graph:
+    build = passes_help.MODELS[name]
+    return logits(build(user=passes_help.USER[name]) if user else build())
+
+
+def pairs_graph() -> Graph:
+    """Return dot products of pairs: 2 vectors of the user, 5 of a candidate, one of a tower."""
+    inputs, (user, fields, numbers) = passes_help.columns(2 * 32, 5 * 32, 13, user=(64,))
+    tower = passes_help.mlp(numbers, [32])
+    vectors = concat(reshape(tower, 1, 32), reshape(user, 2, 32), reshape(fields, 5, 32), axis=1)
+    products = reshape(make(Op.MATMUL, vectors, transpose(vectors, 0, 2, 1)), 64)
+    i, j = np.tril_indices(8, -1)
+    pairs = take(products, 1, tuple((i * 8 + j).tolist()))
+    return Graph("pairs", inputs, passes_help.mlp(concat(tower, pairs), [24, 1], last=False))
+
+
+@pytest.mark.parametrize(("rows", "requests"), [(1, 1), (15, 2), (37, 5)])
+@pytest.mark.parametrize("name", passes_help.MODELS)
+def test_a_user_side_agrees(name: str, rows: int, requests: int) -> None:
+    graph = small(name)
+    sample = sample_of(graph, rows, requests, seed=rows)
+    for options in (Options(), Options(user_once=False), FP32, BF16):
+        assert_agrees(graph, sample, options, seed=requests, factor=3)
+    assert_agrees(graph, sample, target=A100, seed=requests, factor=3)
+
+
+@pytest.mark.parametrize("races", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", passes_help.MODELS)
+def test_blocks_of_a_cluster_wait_for_each_other(name: str, seed: int, races: bool) -> None:
+    graph = small(name, user=seed % 2 == 0)
+    sample = sample_of(graph, 18, 2, seed=seed)
+    shape = TileShape(16, (4, 2, 8)[seed])
+    assert_agrees(graph, sample, Options(tile=shape), seed=seed, races=races, factor=3)
+
+
+@pytest.mark.parametrize("options", [Options(), FP32, BF16, Options(tile=TileShape(16, 4))])
+def test_pairs_of_both_sides_agree(options: Options) -> None:
+    graph = pairs_graph()
+    sample = sample_of(graph, 21, 3)
+    for seed in range(3):
+        assert_agrees(graph, sample, options, seed=seed, races=seed == 2, factor=3)
+
+
+def test_small_tiles_agree() -> None:
+    graph = small("mmoe")
+    for rows in (1, 2, 4, 8):
+        options = Options(tile=TileShape(rows, 1))
+        assert_agrees(graph, sample_of(graph, 11, 2, rows), options, races=rows == 4)
+
+
+# ---- what surrounds a batch
+
+
+def test_a_batch_fills_its_bucket_or_not() -> None:
+    graph = small("din")
+    for rows, requests in ((1, 1), (16, 3), (17, 1), (32, 4)):
+        sample = sample_of(graph, rows, requests, rows)
+        assert_agrees(graph, sample, bucket=Bucket(32, 4), seed=rows, factor=3)
+
+
+@pytest.mark.parametrize("name", ["din", "bst", "dlrm_dcnv2"])
+@pytest.mark.parametrize("target", [H100, A100], ids=lambda target: target.arch)
+def test_what_an_earlier_batch_left_does_not_matter(name: str, target: Target) -> None:
+    graph = small(name)
+    program = compile_graph(graph, Bucket(40, 4), target)
+    scratch = scratch_of(program)
+    sample = sample_of(graph, 40, 4)
+    bad = Sample({key: each * np.nan for key, each in sample.inputs.items()}, sample.request_of_row)
+    assert np.isnan(run_program(program, bad.batch, scratch=scratch)).all()
+    sample = sample_of(graph, 21, 2)
+    got = run_program(program, sample.batch, scratch=scratch)
+    assert error_of(graph, sample, got) < 3 * TOLERANCE[Precision.FP16]
+
+
+def test_a_graph_of_the_user_alone_gives_each_row_its_requests_score() -> None:
+    inputs, (x,) = passes_help.columns(24, user=(24,))
+    scores = passes_help.mlp(x, [16, 3], last=False)
+    graph = Graph("user_alone", {"user": inputs["user"]}, to_rows(scores))
+    assert_agrees(graph, sample_of(graph, 19, 4), factor=3)
+
+
+# ---- models of the zoo
+
+
+@needs_zoo
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deepctr_AFM.dynamo",
+        "deepctr_AutoInt.dynamo",
+        "deepctr_CCPM.dynamo",
+        "deepctr_DCNMix.dynamo",
+        "deepctr_DeepFM_varlen.legacy",
+        "deepctr_DIN_dice.legacy",
+        "deepctr_FiBiNET.dynamo",
+        "deepctr_PLE.dynamo",
+        "deepctr_PNN_outer_mat.dynamo",
+        "plain_DLRM_DCNv2_small_embeddingbag.dynamo",
+        "plain_DLRM_v1.dynamo",
+    ],
+)
+def test_a_model_of_the_zoo_agrees(name: str, tmp_path: Path) -> None:
+    (model,) = zoo.models(zoo.ZOO, f"^{name}$")
+    built = zoo.build(model, tmp_path / "b")
+    assert isinstance(built, zoo.Built), built.problem
+    bundle = load_bundle(built.path)
+    graph = logits(import_dense(bundle.dense_model(), name))
+    user, candidate = zoo.recorded_blocks(bundle, built)
+    for rows, options in ((15, Options()), (37, FP32), (16, Options(input_dtype="float16"))):
+        random = np.random.default_rng(rows)
+        of_row = zoo_rows.requests_of(rows, random)
+        blocks = {
+            "user": zoo_rows.draw(bundle.manifest.user, user, int(of_row[-1]) + 1, random),
+            "candidate": zoo_rows.draw(bundle.manifest.candidate, candidate, rows, random),
+        }
+        sample = Sample({key: blocks[key] for key in graph.inputs}, of_row)
+        assert_agrees(graph, sample, options, seed=rows, factor=3)
+
+
+# ---- random graphs
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_random_graph_agrees(seed: int) -> None:
+    graph, make_inputs = random_graph(seed, blocks=None if seed % 2 else (*UNFUSED, *FUSED))
+    graph = logits(graph)
+    made = make_inputs((1, 15, 37)[seed % 3], (1, 3, 4)[seed // 3 % 3], seed)
+    sample = Sample(made.inputs, made.request_of_row)
+    bucket = Bucket(40, 4)
+    assert_agrees(graph, sample, FP32, bucket=bucket, seed=seed % 4)
+    shape = (None, TileShape(16, 8), TileShape(32, 1), TileShape(16, 2))[seed % 4]
+    options = Options(tile=shape, user_once=seed % 5 > 0)
+    target = A100 if seed % 4 == 2 else H100
+    assert_agrees(graph, sample, options, target, bucket=bucket, seed=seed % 4)
+
+
+@pytest.mark.parametrize("seed", range(60, 75))
+def test_a_random_graph_agrees_in_bf16(seed: int) -> None:
+    graph, make_inputs = random_graph(seed)
+    made = make_inputs(37, 3, seed)
+    sample = Sample(made.inputs, made.request_of_row)
+    assert_agrees(logits(graph), sample, BF16, bucket=Bucket(40, 4), seed=seed % 4)
+
+
+@pytest.mark.parametrize("seed", range(100, 108))
+def test_a_random_graph_has_no_races(seed: int) -> None:
+    graph, make_inputs = random_graph(seed, blocks=(*UNFUSED, *FUSED), n_blocks=4)
+    made = make_inputs(18, 3, seed)
+    sample = Sample(made.inputs, made.request_of_row)
+    options = Options(tile=TileShape(16, 1 + seed % 2))
+    assert_agrees(logits(graph), sample, options, bucket=Bucket(20, 4), seed=seed, races=True)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_random_graph_whose_values_jump_agrees_in_fp32(seed: int) -> None:
+    graph, make_inputs = random_graph(seed, blocks=(*UNFUSED, *JUMPY), smooth=False)
+    made = make_inputs(15, 2, seed)
+    sample = Sample(made.inputs, made.request_of_row)
+    assert_agrees(logits(graph), sample, FP32, bucket=Bucket(16, 3), seed=seed % 4)
