@@ -19,6 +19,7 @@ from kernels.bundle.infer import infer_features
 from kernels.bundle.inputs import Shapes, cover, open_shapes
 from kernels.bundle.manifest import GpuSupport, KeptTable, Manifest
 from kernels.bundle.plan import make_plan
+from kernels.compiler import compile_graph
 from kernels.errors import BundleError, GraphError
 from kernels.features.spec import FeatureSpec, load_spec
 from kernels.graph.facts import Facts, Kind
@@ -26,6 +27,7 @@ from kernels.graph.fold import simplify
 from kernels.graph.model import Array, Graph, load_graph
 from kernels.ir.check import check as check_ir
 from kernels.ir.onnx_import import import_dense
+from kernels.program import TARGETS, Bucket
 
 # Rows of a table converted and written at a time: some megabytes for any usual dimension.
 _CHUNK_ROWS = 1 << 16
@@ -112,10 +114,17 @@ def _build(
     return manifest
 
 
+# A bucket like those that serve; whether a graph compiles hardly depends on it.
+_TRIAL = Bucket(rows=64, requests=8)
+
+
 def gpu_support(dense: bytes, model: str) -> GpuSupport:
-    """Say whether the compiler of GPU kernels knows all that a serialised dense graph does."""
+    """Say whether a serialised dense graph compiles for every card that kernels are made for."""
     try:
-        check_ir(import_dense(dense, model))
+        graph = import_dense(dense, model)
+        check_ir(graph)
+        for target in TARGETS.values():
+            compile_graph(graph, _TRIAL, target)
     except GraphError as error:
         return GpuSupport(supported=False, reason=str(error))
     return GpuSupport(supported=True, reason="")
