@@ -21,9 +21,7 @@ from typing import Any, Final
 
 import attrs
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from kernels.ir.node import Graph
 from kernels.ir.onnx_import import import_dense
@@ -81,27 +79,37 @@ def layout_of(input_shapes: Mapping[str, tuple[int, ...]]) -> Layout:
     return Layout({name: found[name] for name in input_shapes})
 
 
-class OfBlock(nn.Module):  # type: ignore[misc]
-    """A module that takes its inputs as columns of one block."""
+def of_block(module: Any, layout: Layout) -> Any:  # noqa: ANN401 - torch is optional
+    """Return a module that takes its inputs as columns of one block."""
+    from torch import nn
 
-    def __init__(self, module: nn.Module, layout: Layout) -> None:
-        super().__init__()
-        self.module = module
-        self.layout = layout
+    class OfBlock(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
 
-    def forward(self, candidate: torch.Tensor) -> torch.Tensor:
-        """Take ``[rows, width]``, give ``[rows, n]``."""
-        parts = [
-            candidate[:, each.offset : each.offset + each.width].reshape(-1, *each.shape)
-            for each in self.layout.columns.values()
-        ]
-        scores: torch.Tensor = self.module(*parts)
-        return scores
+        def forward(self, candidate: Any) -> Any:  # noqa: ANN401 - tensors
+            parts = [
+                candidate[:, each.offset : each.offset + each.width].reshape(-1, *each.shape)
+                for each in layout.columns.values()
+            ]
+            return self.module(*parts)
+
+    return OfBlock()
 
 
-def module_onnx(module: nn.Module, layout: Layout) -> bytes:
+def missing() -> str | None:
+    """Return why there are no peers here, or None if there are."""
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed"
+    return None if MODELS.exists() else "no peers beside the checkout"
+
+
+def module_onnx(module: Any, layout: Layout) -> bytes:  # noqa: ANN401 - a torch module
     """Export a module to a dense graph from ``candidate`` to ``scores``, by torch's exporter."""
-    block = OfBlock(module, layout).eval()
+    import torch
+
+    block = of_block(module, layout).eval()
     example = torch.rand(_EXAMPLE_ROWS, layout.width)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -121,7 +129,8 @@ def module_onnx(module: nn.Module, layout: Layout) -> bytes:
 
 
 def module_graph(
-    module: nn.Module, input_shapes: Mapping[str, tuple[int, ...]]
+    module: Any,  # noqa: ANN401 - a torch module
+    input_shapes: Mapping[str, tuple[int, ...]],
 ) -> tuple[Graph, Layout]:
     """Import a module whose ``forward`` takes inputs ``[rows, *shape]`` in the order given."""
     layout = layout_of(input_shapes)
@@ -130,6 +139,8 @@ def module_graph(
 
 def peer_module(name: str, seed: int = 0) -> Any:  # noqa: ANN401 - a class of a file, not imported
     """Return one of the six, its weights drawn from ``seed``; it has ``inputs``, name to shape."""
+    import torch
+
     key = "peers.models_torch"
     if key not in sys.modules:
         spec = importlib.util.spec_from_file_location(key, MODELS)
@@ -155,6 +166,9 @@ def spread_scores(module: Any, deviation: float = 1.0) -> None:  # noqa: ANN401
     As drawn, some of the six give all rows nearly one score (DLRMDCNv2: 0.5150 +- 0.0007), of which
     no error could be told. An output that varies more is left as it is.
     """
+    import torch
+    from torch import nn
+
     scores = peer_scores(module, peer_inputs(module, 256, seed=1))
     logits = np.log(scores / (1 - scores))
     lasts = [
@@ -189,6 +203,8 @@ def peer_inputs(module: Any, rows: int, seed: int = 0) -> dict[str, NDArray[np.f
 
 def peer_scores(module: Any, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:  # noqa: ANN401
     """Return the module's scores in float64, ``[rows, n]``; the module stays float32."""
+    import torch
+
     module.double()
     try:
         with torch.no_grad():

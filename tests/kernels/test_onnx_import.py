@@ -24,9 +24,7 @@ from tests.kernels import peer_models
 from tests.kernels.onnx_help import CANDIDATE, agree, dense_text
 
 needs_zoo = pytest.mark.skipif(not zoo.ZOO.exists(), reason="no zoo beside the checkout")
-needs_peers = pytest.mark.skipif(
-    not peer_models.MODELS.exists(), reason="no peers beside the checkout"
-)
+needs_peers = pytest.mark.skipif(bool(peer_models.missing()), reason=str(peer_models.missing()))
 
 # Squeezes its rows' axis away where there is one row.
 SEVERAL_ROWS = {"deepctr_DCNMix.dynamo"}

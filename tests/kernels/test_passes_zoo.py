@@ -22,9 +22,7 @@ from tests.kernels import peer_models
 from tests.kernels.passes_help import batch, ops
 
 needs_zoo = pytest.mark.skipif(not zoo.ZOO.exists(), reason="no zoo beside the checkout")
-needs_peers = pytest.mark.skipif(
-    not peer_models.MODELS.exists(), reason="no peers beside the checkout"
-)
+needs_peers = pytest.mark.skipif(bool(peer_models.missing()), reason=str(peer_models.missing()))
 
 HOST_ONLY = "deepctr_DIEN_GRU.legacy"
 # One of each kind of interaction; all others take the slow run.
