@@ -6,6 +6,6 @@ Reading order: ``bundle/manifest.py`` (what a bundle is), ``features/`` (raw fea
 processor). On a card: ``ir/`` (the compiler's graph and its oracle), ``passes/`` (graphs that mean
 the same and do less), ``program.py`` (what the compiler makes), ``compiler.py`` and ``plan/``
 (phases, tiles, steps), ``wide/`` and ``sequences/`` (kernels of their own), ``cuda/`` (the device
-code), ``nvrtc/`` (text to cubins, the cache), ``gpu/`` (lanes, buckets, the executor), ``show/`` and
-``bench/``.
+code), ``nvrtc/`` (text to cubins, the cache), ``gpu/`` (lanes, buckets, the executor), ``show/``
+and ``bench/``.
 """

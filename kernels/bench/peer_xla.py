@@ -1,9 +1,9 @@
 """XLA as a peer, through jax.
 
-Its batches cannot be captured into a graph of ours. For a batch alone stands the wall time a call of
-200 queued calls, which may be the host's rather than the card's; for batches in a row, the summed
-time of its kernels, as torch's profiler has it, without the gaps between them. Both are with L2 as
-the batch before left it, which favours it.
+Its batches cannot be captured into a graph of ours. For a batch alone stands the wall time a call
+of 200 queued calls, which may be the host's rather than the card's; for batches in a row, the
+summed time of its kernels, as torch's profiler has it, without the gaps between them. Both are with
+L2 as the batch before left it, which favours it.
 """
 
 from __future__ import annotations
