@@ -19,7 +19,7 @@ from actors.join import BlockLayout, Join, Joins
 from kernels.executor import DenseExecutor
 from runtime.metrics import Metrics
 from runtime.window import Slice, Window, WindowPolicy
-from transport.messages import ERROR_CODES, Batch, RowsPart, ScoresBatch
+from transport.messages import ERROR_CODES, Batch, LookupBatch, RowsPart, ScoresBatch
 
 TellGateway: TypeAlias = Callable[[str, ScoresBatch], None]
 
@@ -118,8 +118,8 @@ class Engine:
         if join is not None:
             self._offer(join)
 
-    def add(self, part: RowsPart, at: float) -> None:
-        """Take a shard's part."""
+    def add(self, part: RowsPart | LookupBatch, at: float) -> None:
+        """Take a shard's part, or the gateway's ids for the executor's own tables."""
         join = self._joins.add(part, at, _PATIENCE_S)
         if join is not None:
             self._offer(join)
@@ -175,6 +175,12 @@ class Engine:
             run.join.copy_user(self._layout, users, run.first, run.last)
             rows = staging.candidate[row : row + n_rows]
             run.join.copy_candidates(self._layout, rows, run.start, run.stop)
+            if staging.user_bags is not None:
+                bags = staging.user_bags.part(request, request + n_requests)
+                run.join.copy_user_ids(bags, run.first, run.last)
+            if staging.candidate_bags is not None:
+                bags = staging.candidate_bags.part(row, row + n_rows)
+                run.join.copy_candidate_ids(bags, run.start, run.stop)
             row += n_rows
             request += n_requests
         counts = [each.stop - each.start for each in window.slices]

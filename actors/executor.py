@@ -22,7 +22,7 @@ from actors.dense import ExecutorOptions, open_dense
 from actors.engine import Engine, Work
 from actors.join import BlockLayout
 from actors.options import read_options
-from actors.scatter import shard_layouts
+from actors.scatter import placement_of
 from actors.usual import answer_usual
 from kernels.bundle.load import load_bundle
 from kernels.errors import DeviceLost, KernelsError
@@ -37,6 +37,7 @@ from runtime.window import Window, WindowPolicy
 from transport.errors import Overloaded, Unavailable
 from transport.messages import (
     Batch,
+    LookupBatch,
     RowsPart,
     ScoresBatch,
 )
@@ -125,6 +126,7 @@ class Executor:
         [model] = served
         options = self._options
         bundle = load_bundle(model.bundle)
+        placement = placement_of(self._context.topology, model.name, bundle.manifest)
         dense = open_dense(bundle, options, name, self._report)
         self._queued = dense if isinstance(dense, GpuExecutor) else None
         policy: WindowPolicy[Work] = WindowPolicy(
@@ -140,7 +142,7 @@ class Executor:
         return Engine(
             version=bundle.manifest.version,
             dense=dense,
-            layout=BlockLayout.of(bundle.manifest, shard_layouts(bundle, len(model.shards))),
+            layout=BlockLayout.of(bundle.manifest, placement.shards, placement.device),
             policy=policy,
             tell=self._tell,
             metrics=self._metrics,
@@ -155,7 +157,7 @@ class Executor:
         message = envelope.message
         if isinstance(message, Batch):
             engine.begin(message, envelope.received_at)
-        elif isinstance(message, RowsPart):
+        elif isinstance(message, RowsPart | LookupBatch):
             engine.add(message, envelope.received_at)
         else:
             answer_usual(envelope, self._metrics)

@@ -276,7 +276,7 @@ class Gateway:
                 np.maximum(budgets_us, 0).astype(np.int64),
                 gateway=self._context.name,
                 seq=seq,
-                executor=executor.name,
+                executor=executor,
             )
             self._flight.add(seq, pending, executor.name)
             try:

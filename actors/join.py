@@ -1,5 +1,7 @@
 """Joining: a batch's head from the gateway and its parts from the shards, in any order.
 
+Where tables lie on the executor's card, one more part comes from the gateway: their ids.
+
 Pure: no clock, no mailbox. A join is complete when the head and as many parts as it announces are
 there; its rows can then be copied into a lane's staging buffers.
 """
@@ -15,34 +17,59 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.bundle.manifest import Manifest
+from kernels.device_tables import GatheredSide
+from kernels.executor import Bags
 from kernels.lookup import ShardLayout
-from transport.messages import Batch, RowsPart
+from transport.messages import Batch, LookupBatch, RowsPart
 
 
 @attrs.frozen(eq=False)
 class BlockLayout:
     """Where a model's parts and values go in the user and the candidate block.
 
+    Columns are those that are staged: of the blocks, those that no table on the card gives.
+
     Attributes:
         parts: The layouts of the shards that have lookups, in the order of a batch's parts.
         user_values: First of the value columns in the user block.
         candidate_values: First of them in the candidate block.
+        device: How ids for the card come, as one more part.
     """
 
     parts: Sequence[tuple[ShardLayout, ShardLayout]]
     user_values: int
     candidate_values: int
+    device: tuple[ShardLayout, ShardLayout] | None = None
 
     @classmethod
     def of(
-        cls, manifest: Manifest, layouts: Sequence[tuple[ShardLayout, ShardLayout]]
+        cls,
+        manifest: Manifest,
+        layouts: Sequence[tuple[ShardLayout, ShardLayout]],
+        device: tuple[GatheredSide, GatheredSide] | None = None,
     ) -> BlockLayout:
         """Make the layout of a model; shards without lookups send no part and are left out."""
+        user_values, candidate_values = len(manifest.user.values), len(manifest.candidate.values)
+        parts = [pair for pair in layouts if pair[0].width or pair[1].width]
+        if device is None:
+            return cls(
+                parts,
+                manifest.user.width - user_values,
+                manifest.candidate.width - candidate_values,
+            )
+        user, candidate = device
         return cls(
-            [pair for pair in layouts if pair[0].width or pair[1].width],
-            manifest.user.width - len(manifest.user.values),
-            manifest.candidate.width - len(manifest.candidate.values),
+            [(_staged(one, user), _staged(other, candidate)) for one, other in parts],
+            user.staged_width - user_values,
+            candidate.staged_width - candidate_values,
+            (user.layout, candidate.layout),
         )
+
+
+def _staged(layout: ShardLayout, side: GatheredSide) -> ShardLayout:
+    """Return a shard's layout with runs to staged columns instead of the block's."""
+    runs = (run._replace(block=side.staged_column(run.block)) for run in layout.runs)
+    return attrs.evolve(layout, runs=tuple(runs))
 
 
 @attrs.define(eq=False)
@@ -53,6 +80,7 @@ class Join:
         arrived: When its head or its first part arrived.
         joined: When it was complete.
         row_splits: Request ``i`` has rows ``row_splits[i]`` to ``row_splits[i + 1]``.
+        ids: The part that is for the card.
     """
 
     gateway: str
@@ -63,11 +91,13 @@ class Join:
     deadlines: list[float] = attrs.Factory(list)
     row_splits: list[int] = attrs.Factory(lambda: [0])
     parts: dict[int, RowsPart] = attrs.Factory(dict)
+    ids: LookupBatch | None = None
 
     @property
     def complete(self) -> bool:
         """Whether everything has arrived."""
-        return self.head is not None and len(self.parts) == self.head.n_parts
+        n_parts = len(self.parts) + (self.ids is not None)
+        return self.head is not None and n_parts == self.head.n_parts
 
     def problem(self, layout: BlockLayout) -> tuple[str, str] | None:
         """Return code and message if a complete join cannot be run: a part failed or misfits."""
@@ -83,7 +113,16 @@ class Join:
             if (part.user.shape, part.candidate.shape) != want:
                 got = (part.user.shape, part.candidate.shape)
                 return "internal", f"part {index} has shapes {got}, not {want}"
+        if self._id_shapes() != _wanted_id_shapes(layout, n_requests, n_rows):
+            return "internal", f"ids for the card have shapes {self._id_shapes()}"
         return None
+
+    def _id_shapes(self) -> tuple[tuple[int, ...], ...]:
+        ids = self.ids
+        if ids is None:
+            return ()
+        matrices = (ids.user_ids, ids.user_weights, ids.candidate_ids, ids.candidate_weights)
+        return tuple(matrix.shape for matrix in matrices)
 
     def copy_user(
         self, layout: BlockLayout, out: NDArray[np.float32], first: int, last: int
@@ -107,6 +146,32 @@ class Join:
                 out[:, block : block + n] = source[start:stop, part : part + n]
         out[:, layout.candidate_values :] = self.head.candidate_values[start:stop]
 
+    def copy_user_ids(self, out: Bags, first: int, last: int) -> None:
+        """Copy what requests ``first`` to ``last`` (exclusive) look up on the card."""
+        assert self.ids is not None
+        out.ids[:] = self.ids.user_ids[:, first:last].T
+        out.weights[:] = self.ids.user_weights[:, first:last].T
+
+    def copy_candidate_ids(self, out: Bags, start: int, stop: int) -> None:
+        """Copy what rows ``start`` to ``stop`` look up on the card."""
+        assert self.ids is not None
+        out.ids[:] = self.ids.candidate_ids[:, start:stop].T
+        out.weights[:] = self.ids.candidate_weights[:, start:stop].T
+
+
+def _wanted_id_shapes(
+    layout: BlockLayout, n_requests: int, n_rows: int
+) -> tuple[tuple[int, ...], ...]:
+    if layout.device is None:
+        return ()
+    user, candidate = layout.device
+    return (
+        (len(user.id_rows), n_requests),
+        (len(user.weight_rows), n_requests),
+        (len(candidate.id_rows), n_rows),
+        (len(candidate.weight_rows), n_rows),
+    )
+
 
 @attrs.define
 class Joins:
@@ -127,7 +192,7 @@ class Joins:
         self._expect(join, max(join.deadlines, default=at))
         return self._finished(join, at)
 
-    def add(self, part: RowsPart, at: float, patience: float) -> Join | None:
+    def add(self, part: RowsPart | LookupBatch, at: float, patience: float) -> Join | None:
         """Enter a part; return its join if that completes it.
 
         Args:
@@ -136,9 +201,12 @@ class Joins:
             patience: See ``part``.
         """
         join = self._join(part.gateway, part.seq, at)
-        if not join.parts and join.head is None:
+        if not join.parts and join.ids is None and join.head is None:
             self._expect(join, at + patience)
-        join.parts[part.part] = part
+        if isinstance(part, LookupBatch):
+            join.ids = part
+        else:
+            join.parts[part.part] = part
         return self._finished(join, at)
 
     def expire(self, now: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import attrs
@@ -9,10 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.bundle.load import Bundle, load_bundle
+from kernels.bundle.manifest import Manifest, SideLayout
+from kernels.device_tables import GatheredSide, table_names
+from kernels.errors import GraphError
 from kernels.features.blocks import ParsedBatch
 from kernels.features.parser import Parser
 from kernels.lookup import ShardLayout, assign_tables, shard_layout
 from runtime.actor import Context, Ref
+from runtime.errors import StartError
+from runtime.topology import Topology
 from transport.codec import ScoreReplyEncoder
 from transport.messages import Batch, LookupBatch, ScoreReply
 
@@ -26,13 +32,59 @@ class ShardRoute:
     candidate: ShardLayout
 
 
-def shard_layouts(bundle: Bundle, n_shards: int) -> list[tuple[ShardLayout, ShardLayout]]:
-    """Return each shard's user and candidate layout, by the model's order of shards."""
-    manifest = bundle.manifest
-    return [
-        (shard_layout(manifest.user, tables), shard_layout(manifest.candidate, tables))
-        for tables in assign_tables(manifest, n_shards)
+@attrs.frozen(eq=False)
+class Placement:
+    """Where a model's tables lie, as all sides derive it.
+
+    Attributes:
+        shards: Each shard's user and candidate layout, by the model's order of shards.
+        device: The same of the executors' cards: the sides' blocks; None if no table lies there.
+    """
+
+    shards: list[tuple[ShardLayout, ShardLayout]]
+    device: tuple[GatheredSide, GatheredSide] | None = None
+
+
+def placement_of(topology: Topology, name: str, manifest: Manifest) -> Placement:
+    """Return where the tables of a model of a topology lie.
+
+    Raises:
+        StartError: Its executors' ``device_tables`` name none of its tables, or are not the same.
+    """
+    model = topology.models[name]
+    options = [
+        actor.options.get("device_tables") or ()
+        for executor in model.executors
+        for actor in topology.node_of(executor).actors
+        if actor.name == executor
     ]
+    if any(each != options[0] for each in options):
+        raise StartError(f"model {name}: its executors have different device_tables")
+    try:
+        on_card = set(table_names(manifest, options[0]))
+    except GraphError as error:
+        raise StartError(f"model {name}: device_tables: {error}") from error
+    sides = manifest.user, manifest.candidate
+    others = attrs.evolve(
+        manifest,
+        tables=tuple(table for table in manifest.tables if table.name not in on_card),
+        user=_without(manifest.user, on_card),
+        candidate=_without(manifest.candidate, on_card),
+    )
+    return Placement(
+        [
+            (shard_layout(sides[0], tables), shard_layout(sides[1], tables))
+            for tables in assign_tables(others, len(model.shards))
+        ],
+        (GatheredSide.of(sides[0], on_card), GatheredSide.of(sides[1], on_card))
+        if on_card
+        else None,
+    )
+
+
+def _without(side: SideLayout, tables: Set[str]) -> SideLayout:
+    kept = tuple(lookup for lookup in side.lookups if lookup.table not in tables)
+    return attrs.evolve(side, lookups=kept)
 
 
 @attrs.frozen(eq=False)
@@ -41,6 +93,7 @@ class ModelFront:
 
     Attributes:
         shards: The shards that have something to look up, in the order of a batch's parts.
+        device: What the executor itself is asked, as the part after these.
         output_names: Of the model's outputs; ``output_widths`` are their columns in the scores.
         encoder: Of replies to clients.
     """
@@ -49,6 +102,7 @@ class ModelFront:
     bundle: Bundle
     parser: Parser
     shards: list[ShardRoute]
+    device: tuple[ShardLayout, ShardLayout] | None
     executors: list[Ref]
     output_names: tuple[str, ...]
     output_widths: tuple[int, ...]
@@ -85,24 +139,27 @@ class ModelFront:
         *,
         gateway: str,
         seq: int,
-        executor: str,
+        executor: Ref,
     ) -> tuple[Batch, list[tuple[Ref, LookupBatch]]]:
-        """Return what the executor and each shard are told about a batch.
+        """Return what the executor and each shard are told about a batch, and whom to ask for rows.
 
         Args:
             parsed: The batch.
             budgets_us: int64 ``[K]``, time left of each of its requests.
             gateway: Where the executor sends scores.
             seq: The batch's number.
-            executor: Where the shards send their rows.
+            executor: Where the shards send their rows; it is asked itself for what its card holds.
         """
+        routes = self.shards
+        if self.device is not None:
+            routes = [*routes, ShardRoute(executor, *self.device)]
         version = self.bundle.manifest.version
         batch = Batch(
             gateway=gateway,
             seq=seq,
             model=self.name,
             version=version,
-            n_parts=len(self.shards),
+            n_parts=len(routes),
             n_rows=parsed.n_rows,
             budgets_us=budgets_us,
             user_values=parsed.user.values,
@@ -117,7 +174,7 @@ class ModelFront:
                     seq=seq,
                     model=self.name,
                     version=version,
-                    executor=executor,
+                    executor=executor.name,
                     part=part,
                     budget_us=patience_us,
                     user_ids=_rows(parsed.user.ids, route.user.id_rows),
@@ -126,7 +183,7 @@ class ModelFront:
                     candidate_weights=_rows(parsed.candidate.weights, route.candidate.weight_rows),
                 ),
             )
-            for part, route in enumerate(self.shards)
+            for part, route in enumerate(routes)
         ]
         return batch, lookups
 
@@ -136,10 +193,12 @@ def open_front(context: Context, name: str, *, max_candidates: int) -> ModelFron
 
     Raises:
         BundleError, SpecError: The bundle cannot be served.
+        StartError: The executors' ``device_tables`` do not fit it.
     """
     model = context.topology.models[name]
     bundle = load_bundle(model.bundle)
-    layouts = shard_layouts(bundle, len(model.shards))
+    placement = placement_of(context.topology, name, bundle.manifest)
+    device = placement.device
     names = tuple(output.name for output in bundle.manifest.outputs)
     widths = tuple(output.width for output in bundle.manifest.outputs)
     return ModelFront(
@@ -148,9 +207,10 @@ def open_front(context: Context, name: str, *, max_candidates: int) -> ModelFron
         parser=Parser.for_bundle(bundle, max_candidates=max_candidates),
         shards=[
             ShardRoute(context.ref(shard), user, candidate)
-            for shard, (user, candidate) in zip(model.shards, layouts, strict=True)
+            for shard, (user, candidate) in zip(model.shards, placement.shards, strict=True)
             if user.width or candidate.width
         ],
+        device=None if device is None else (device[0].layout, device[1].layout),
         executors=[context.ref(executor) for executor in model.executors],
         output_names=names,
         output_widths=widths,

@@ -1,7 +1,7 @@
 """The embedding shard: ids to pooled rows, sent straight to the executor that joins them.
 
 A shard holds some tables of each model that names it, as memory-mapped files. Which tables, all
-sides derive from the bundle and the number of shards.
+sides derive from the bundle and the topology (``scatter.placement_of``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import trio
 
 from actors.options import read_options
-from actors.scatter import shard_layouts
+from actors.scatter import placement_of
 from actors.usual import answer_usual
 from kernels.bundle.load import load_bundle
 from kernels.lookup import PooledLookup
@@ -85,7 +85,8 @@ class EmbeddingShard:
         for done, (name, model) in enumerate(models.items()):
             bundle = load_bundle(model.bundle)
             index = model.shards.index(self._context.name)
-            user, candidate = shard_layouts(bundle, len(model.shards))[index]
+            placement = placement_of(topology, name, bundle.manifest)
+            user, candidate = placement.shards[index]
             tables = {table: bundle.table(table) for table in {*user.tables, *candidate.tables}}
             for read, table in enumerate(tables.values()):
                 await trio.to_thread.run_sync(_touch, table)

@@ -10,6 +10,23 @@ from numpy.typing import NDArray
 
 
 @attrs.frozen(eq=False)
+class Bags:
+    """One side's ids, for tables that the executor itself holds.
+
+    Attributes:
+        ids: int32 ``[n, n_ids]``; ``kernels.device_tables`` says which, and in which order.
+        weights: float32 ``[n, n_weights]``.
+    """
+
+    ids: NDArray[np.int32]
+    weights: NDArray[np.float32]
+
+    def part(self, start: int, stop: int) -> Bags:
+        """Return the same memory's rows ``start`` to ``stop``."""
+        return Bags(self.ids[start:stop], self.weights[start:stop])
+
+
+@attrs.frozen(eq=False)
 class Staging:
     """A lane's input buffers: a window copies its parts in, ``DenseExecutor.run`` reads them.
 
@@ -19,11 +36,15 @@ class Staging:
         user: float32 or float16 ``[max_requests, user width]``.
         candidate: float32 or float16 ``[max_rows, candidate width]``.
         request_of_row: int64 or int32 ``[max_rows]``, index into ``user`` for each row.
+        user_bags: Of lookups in tables that the executor holds, whose columns ``user`` then lacks.
+        candidate_bags: The same of candidates.
     """
 
     user: NDArray[np.floating[Any]]
     candidate: NDArray[np.floating[Any]]
     request_of_row: NDArray[np.signedinteger[Any]]
+    user_bags: Bags | None = None
+    candidate_bags: Bags | None = None
 
 
 class DenseExecutor(Protocol):

@@ -259,6 +259,8 @@ class Batch:
 class LookupBatch:
     """Gateway to shard: look these up and send the rows to ``executor``.
 
+    Gateway to executor, for the tables on its own card: look these up while you score.
+
     ``budget_us`` is that of the batch's most patient request. The shard knows from its placement
     which lookups of the bundle are its own, in which order their ids and weights come here: the
     ids of all its lookups, one row of the matrix for each position of a bag.

@@ -120,6 +120,7 @@ class Context:
         self._modules: dict[bytes, _cuda.Module] = {}
         self._kernels: dict[tuple[bytes, str], _Kernel] = {}
         self._weights: dict[bytes, DeviceMemory] = {}
+        self._owned: list[DeviceMemory] = []
         self._partitions: list[_cuda.GreenContext] = []
         make = _cuda.create_context if own else _cuda.primary_context
         self._handle: _cuda.Context | None = make(device.index)
@@ -203,6 +204,17 @@ class Context:
                 self._weights[key] = DeviceMemory.of(blob)
             return self._weights[key]
 
+    def allocate(self, size_bytes: int) -> DeviceMemory:
+        """Allocate zeros that belong to the context until it is closed.
+
+        Raises:
+            CudaError: The card's memory is full.
+        """
+        self.make_current()
+        memory = DeviceMemory.allocate(size_bytes)
+        self._owned.append(memory)
+        return memory
+
     def synchronize(self) -> None:
         """Wait for everything that was queued in the context."""
         self.make_current()
@@ -216,7 +228,7 @@ class Context:
         _cuda.synchronize()
         for module in self._modules.values():
             _cuda.unload_module(module)
-        for memory in self._weights.values():
+        for memory in (*self._weights.values(), *self._owned):
             memory.free()
         for green in self._partitions:
             _cuda.destroy_green_context(green)

@@ -19,6 +19,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.device_tables import DeviceTables
 from kernels.errors import CudaError, DeviceLost, KernelsError, LaunchFailed
 from kernels.executor import Staging
 from kernels.gpu.buckets import bucket_of, choose_buckets, fit, padding, usual_buckets
@@ -56,11 +57,14 @@ class Model:
         name: For messages.
         blocks: What is staged and what comes out, at the largest.
         compile: Makes the programs.
+        table: Returns a table, float32 ``[rows, dim]``, of those that the blocks say are to lie on
+            the card.
     """
 
     name: str
     blocks: Blocks
     compile: Compile
+    table: Callable[[str], NDArray[np.float32]] | None = None
 
 
 class GpuExecutor:
@@ -152,6 +156,11 @@ class GpuExecutor:
     def n_outputs(self) -> int:
         """Columns of the scores."""
         return self._blocks.n_outputs
+
+    @property
+    def tables(self) -> DeviceTables | None:
+        """The tables on the card, which say what is staged."""
+        return self._blocks.tables
 
     def bucket(self, n_rows: int) -> int:
         """Return the rows of the bucket that ``n_rows`` runs in, of those that are ready."""
@@ -328,18 +337,30 @@ class GpuExecutor:
             for _ in range(n_lanes):
                 context = Context(card, own=True)
                 self._contexts.append(context)
-                self._lanes.append(Lane(context, context.stream, self._blocks, mapped))
+                tables = self._upload_tables(context)
+                self._lanes.append(Lane(context, context.stream, self._blocks, mapped, tables))
             return card.target()
         context = Context(card)
         self._contexts.append(context)
+        tables = self._upload_tables(context)
         if mode is Isolation.GREEN:
             parts = context.partition(n_lanes)
             for part in parts:
-                self._lanes.append(Lane(context, part.stream, self._blocks, mapped))
+                self._lanes.append(Lane(context, part.stream, self._blocks, mapped, tables))
             return card.target(min(part.n_sms for part in parts))
         for _ in range(n_lanes):
-            self._lanes.append(Lane(context, context.stream, self._blocks, mapped))
+            self._lanes.append(Lane(context, context.stream, self._blocks, mapped, tables))
         return card.target()
+
+    def _upload_tables(self, context: Context) -> int | None:
+        """Copy the tables to the card, once a context; return where they lie."""
+        tables, read = self._blocks.tables, self._model.table
+        if tables is None or read is None:
+            return None
+        memory = context.allocate(tables.size_bytes)
+        for offset, rows in tables.pieces(read):
+            memory.write(rows, offset)
+        return memory.address
 
     def _free(self) -> None:
         if self._lost is not None:

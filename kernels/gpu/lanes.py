@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels import _cuda
-from kernels.executor import Staging
+from kernels.device_tables import DeviceTables, GatheredSide
+from kernels.executor import Bags, Staging
 from kernels.gpu.device import Context
 from kernels.gpu.loaded import CapturedGraph, LoadedProgram
 from kernels.gpu.memory import DeviceMemory, PinnedMemory
@@ -33,7 +34,9 @@ class Blocks:
     """What a lane stages and gets: the sizes of a model's blocks at their largest.
 
     Attributes:
+        user_width, candidate_width: Columns; with tables on the card, elements of a staged row.
         input_dtype: float16 or float32, of ``user`` and ``candidate``.
+        tables: Those on the card.
     """
 
     max_rows: int
@@ -42,6 +45,7 @@ class Blocks:
     candidate_width: int
     n_outputs: int
     input_dtype: np.dtype[Any]
+    tables: DeviceTables | None = None
 
     def offsets(self) -> dict[Role, int]:
         """Return where each input lies in a lane's memory, in the order in which they are copied.
@@ -90,6 +94,7 @@ class Lane:
         blocks: Sizes of what is staged.
         mapped: What kernels reach in the host's memory instead of in copies: ``inputs``,
             ``scores``.
+        tables: Address of the tables in the context, if the blocks say that there are some.
     """
 
     def __init__(
@@ -98,8 +103,10 @@ class Lane:
         make_stream: Callable[[], _cuda.Stream],
         blocks: Blocks,
         mapped: Collection[str] = (),
+        tables: int | None = None,
     ) -> None:
         self._context = context
+        self._tables = tables
         self._blocks = blocks
         self._copy_inputs = "inputs" not in mapped
         self._copy_scores = "scores" not in mapped
@@ -126,6 +133,8 @@ class Lane:
         self._scores_at = self._device(blocks.score_bytes) if self._copy_scores else scores.address
         self._buffers = {role: self._inputs + at for role, at in offsets.items()}
         self._buffers[Role.SCORES] = self._scores_at
+        if self._tables is not None:
+            self._buffers[Role.TABLES] = self._tables
         self._user_at, self._candidate_at = offsets[Role.USER], offsets[Role.CANDIDATE]
         item = blocks.input_dtype.itemsize
         self._user_bytes = leading_dimension(blocks.user_width) * item
@@ -135,11 +144,18 @@ class Lane:
             (blocks.max_rows,), np.int32, offsets[Role.REQUEST_OF_ROW]
         )
         self._scores = scores.array((blocks.max_rows, blocks.n_outputs), np.float32)
-        self.staging = Staging(
-            self._block(pinned, Role.USER, blocks.max_requests, blocks.user_width),
-            self._block(pinned, Role.CANDIDATE, blocks.max_rows, blocks.candidate_width),
-            self._request_of_row,
+        held = blocks.tables
+        user, user_bags = self._block(
+            pinned, Role.USER, blocks.max_requests, blocks.user_width, held.user if held else None
         )
+        candidate, candidate_bags = self._block(
+            pinned,
+            Role.CANDIDATE,
+            blocks.max_rows,
+            blocks.candidate_width,
+            held.candidate if held else None,
+        )
+        self.staging = Staging(user, candidate, self._request_of_row, user_bags, candidate_bags)
 
     def add(self, program: Program, cubins: Sequence[bytes]) -> None:
         """Load and capture a program; from then on its bucket can be launched.
@@ -211,13 +227,18 @@ class Lane:
         self._owned.close()
 
     def _block(
-        self, pinned: PinnedMemory, role: Role, n: int, width: int
-    ) -> NDArray[np.floating[Any]]:
-        """Return the columns in use of a block in pinned memory."""
+        self, pinned: PinnedMemory, role: Role, n: int, width: int, side: GatheredSide | None
+    ) -> tuple[NDArray[np.floating[Any]], Bags | None]:
+        """Return the columns in use of a block in pinned memory, and its rows' ids."""
         whole = pinned.array(
             (n, leading_dimension(width)), self._blocks.input_dtype, self._blocks.offsets()[role]
         )
-        return whole[:, :width]
+        if side is None or not side.lookups:
+            return whole[:, :width], None
+        tail = whole[:, side.ids_at : width]
+        ids, weights = tail.view(np.int32), tail.view(np.float32)
+        bags = Bags(ids[:, : side.n_ids], weights[:, side.n_ids :])
+        return whole[:, : side.staged_width], bags
 
     def _pinned(self, size_bytes: int) -> PinnedMemory:
         return self._made(PinnedMemory(size_bytes), PinnedMemory.free)

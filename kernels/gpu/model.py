@@ -12,6 +12,7 @@ import numpy as np
 
 from kernels.bundle.load import Bundle
 from kernels.compiler import Options, compile_graph
+from kernels.device_tables import DeviceTables
 from kernels.gpu.device import Isolation
 from kernels.gpu.executor import GpuExecutor, Model
 from kernels.gpu.lanes import Blocks
@@ -24,32 +25,44 @@ _WORKERS_MOST: Final = 8
 
 
 def model_of(
-    bundle: Bundle, *, max_rows: int, max_requests: int, options: Options | None = None
+    bundle: Bundle,
+    *,
+    max_rows: int,
+    max_requests: int,
+    options: Options | None = None,
+    device_tables: Collection[str] | str = (),
 ) -> Model:
     """Return a bundle's dense graph, to be compiled bucket by bucket.
 
     Args:
-        bundle: Its dense graph is read and imported; nothing of it is kept.
+        bundle: Its dense graph is read and imported; of it only tables are kept, which are read
+            when the model is opened.
         max_rows: Rows of the largest bucket.
         max_requests: Requests of the largest bucket.
         options: Of the compiler.
+        device_tables: Names of tables that lie on the card, or ``all``; stored as the precision of
+            the options says.
 
     Raises:
-        GraphError: An operator has no kernel; names it. The host executor can run the model.
+        GraphError: An operator has no kernel; names it. The host executor can run the model. Or
+            there is no such table.
     """
     options = options or Options()
     manifest = bundle.manifest
+    tables = DeviceTables.of(manifest, device_tables, options.precision) if device_tables else None
+    item = np.dtype(options.input_dtype).itemsize
     graph = import_dense(bundle.dense_model(), manifest.model)
     blocks = Blocks(
         max_rows=max_rows,
         max_requests=max_requests,
-        user_width=manifest.user.width,
-        candidate_width=manifest.candidate.width,
+        user_width=tables.user.row_width(item) if tables else manifest.user.width,
+        candidate_width=tables.candidate.row_width(item) if tables else manifest.candidate.width,
         n_outputs=sum(output.width for output in manifest.outputs),
         input_dtype=np.dtype(options.input_dtype),
+        tables=tables,
     )
-    compile_bucket = functools.partial(compile_graph, graph, options=options)
-    return Model(name=manifest.model, blocks=blocks, compile=compile_bucket)
+    compile_bucket = functools.partial(compile_graph, graph, options=options, tables=tables)
+    return Model(name=manifest.model, blocks=blocks, compile=compile_bucket, table=bundle.table)
 
 
 def open_gpu(
@@ -61,6 +74,7 @@ def open_gpu(
     mode: str = "streams",
     precision: str = "fp16",
     input_dtype: str = "float32",
+    device_tables: Collection[str] | str = (),
     buckets: Iterable[int] | None = None,
     ahead: bool = True,
     mapped: Collection[str] = (),
@@ -79,6 +93,8 @@ def open_gpu(
         mode: One of ``Isolation``.
         precision: One of ``Precision``.
         input_dtype: ``float32`` or ``float16``, of what is staged.
+        device_tables: Names of tables that lie on the card, or ``all``: their lookups' ids are
+            staged instead of their columns, see ``kernels.device_tables``.
         buckets: As ``GpuExecutor``; so are ``ahead``, ``mapped``, ``device`` and ``progress``.
         ahead: See there.
         mapped: See there.
@@ -93,7 +109,13 @@ def open_gpu(
         KernelsError: Kernels do not compile, or cannot be kept.
     """
     options = Options(precision=Precision(precision), input_dtype=input_dtype)
-    model = model_of(bundle, max_rows=max_rows, max_requests=max_requests, options=options)
+    model = model_of(
+        bundle,
+        max_rows=max_rows,
+        max_requests=max_requests,
+        options=options,
+        device_tables=device_tables,
+    )
     workers = n_workers or min(max((os.cpu_count() or 1) // 2, 1), _WORKERS_MOST)
     return GpuExecutor(
         model,
