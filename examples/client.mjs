@@ -44,7 +44,9 @@ async function ask(kind, answerKind, fields, arrays = []) {
 /** Return the scores of n candidates, from features as a schema and arrays. */
 async function score(model, n, schema, arrays) {
   const fields = [model, BUDGET_US, n, schema];
-  const { descriptors, frames } = await ask(SCORE_REQUEST, SCORE_REPLY, fields, arrays);
+  const reply = await ask(SCORE_REQUEST, SCORE_REPLY, fields, arrays);
+  const { fields: [, , degraded], descriptors, frames } = reply;
+  if (degraded) console.warn("some embedding rows could not be had: default rows stand for them");
   const [dtype, frame, offset, rows, columns] = descriptors[0];
   assert.deepEqual([dtype, rows], ["f4", n]);
   const bytes = Uint8Array.from(frames[frame].subarray(offset, offset + 4 * rows * columns));

@@ -31,7 +31,7 @@ This page is the protocol's specification; a client in any language can be writt
    kind message      FIELDs                                                      arrays
    ==== ============ =========================================================== ===================
    1    ScoreRequest request_id, model, budget_us, n_candidates, schema          of blocks, or rows
-   2    ScoreReply   request_id, outputs, widths                                 f4 [n, sum(widths)]
+   2    ScoreReply   request_id, outputs, widths, degraded (bool)                f4 [n, sum(widths)]
    3    ErrorReply   request_id, code, message, field                            none
    4    ModelsReq.   request_id                                                  none
    5    ModelsReply  request_id, models (JSON text)                              none
@@ -44,8 +44,9 @@ This page is the protocol's specification; a client in any language can be writt
 
    ``request_id`` is a uint64, chosen by the client, unique among its requests in flight, not 0.
    ``budget_us`` is the time left in microseconds. ``outputs`` are names, ``widths`` the columns of
-   ``scores`` that each has. ``code`` is one of invalid, overloaded, deadline, unavailable and
-   internal. Names are at most 255 characters.
+   ``scores`` that each has; ``degraded`` says that embedding rows could not be had, and that
+   their tables' default rows stand for them. ``code`` is one of invalid, overloaded, deadline,
+   unavailable and internal. Names are at most 255 characters.
 
 4. Arrays
    A descriptor is ``[dtype, frame, offset, dimension, ...]`` with one to three dimensions, C
@@ -175,15 +176,16 @@ class ScoreReplyEncoder:
         self._middle = header[at_id + 1 : at_rows]
         self._tail = header[at_rows + 1 :]
 
-    def encode(self, request_id: int, scores: F32) -> list[Frame]:
+    def encode(self, request_id: int, scores: F32, *, degraded: bool = False) -> list[Frame]:
         """Return the frames of a reply to a client.
 
         Args:
             request_id: Of the request.
             scores: float32 ``[n, sum(widths)]``, C-ordered; copied unless large.
+            degraded: As in ``ScoreReply``.
         """
-        if scores.nbytes > LARGE_BYTES:
-            return encode(Packet("", 0, self._reply(request_id, scores)))
+        if degraded or scores.nbytes > LARGE_BYTES:
+            return encode(Packet("", 0, self._reply(request_id, scores, degraded=degraded)))
         pack = _msgpack.pack
         header = b"".join(
             (self._head, pack(request_id), self._middle, pack(len(scores)), self._tail)
@@ -194,9 +196,13 @@ class ScoreReplyEncoder:
         scores = np.empty((n_rows, self._n_columns), np.float32)
         return bytes(encode(Packet("", 0, self._reply(request_id, scores)))[1])
 
-    def _reply(self, request_id: int, scores: F32) -> ScoreReply:
+    def _reply(self, request_id: int, scores: F32, *, degraded: bool = False) -> ScoreReply:
         return ScoreReply(
-            request_id=request_id, outputs=self._outputs, widths=self._widths, scores=scores
+            request_id=request_id,
+            outputs=self._outputs,
+            widths=self._widths,
+            scores=scores,
+            degraded=degraded,
         )
 
 
@@ -298,7 +304,7 @@ _LAYOUTS: Final = (
     f.Layout(
         2,
         messages.ScoreReply,
-        {"request_id": f.U64, "outputs": f.NAMES, "widths": f.SIZES},
+        {"request_id": f.U64, "outputs": f.NAMES, "widths": f.SIZES, "degraded": f.BOOL},
         {"scores": ("f4", 2)},
     ),
     f.Layout(
@@ -321,24 +327,46 @@ _LAYOUTS: Final = (
             "budgets_us": ("i8", 1),
             "user_values": ("f4", 2),
             "candidate_values": ("f4", 2),
+            "user_slots": ("i4", 2),
+            "user_slot_weights": ("f4", 2),
+            "candidate_slots": ("i4", 2),
+            "candidate_slot_weights": ("f4", 2),
+            "part_rows": ("i4", 2),
         },
     ),
     f.Layout(
         65,
         messages.LookupBatch,
-        {**_BATCH, **_MODEL, "executor": f.NAME, "part": f.U32, "budget_us": f.I64},
+        {
+            **_BATCH,
+            **_MODEL,
+            "executor": f.NAME,
+            "part": f.U32,
+            "attempt": f.U32,
+            "budget_us": f.I64,
+        },
         {
             "user_ids": ("i8", 2),
             "user_weights": ("f4", 2),
             "candidate_ids": ("i8", 2),
             "candidate_weights": ("f4", 2),
+            "keys": ("i8", 1),
+            "key_splits": ("i4", 1),
         },
     ),
     f.Layout(
         66,
         messages.RowsPart,
-        {**_BATCH, "part": f.U32, "lookup_us": f.I64, "code": f.NAME, "message": f.TEXT},
-        {"user": ("f4", 2), "candidate": ("f4", 2)},
+        {
+            **_BATCH,
+            "part": f.U32,
+            "attempt": f.U32,
+            "degraded": f.BOOL,
+            "lookup_us": f.I64,
+            "code": f.NAME,
+            "message": f.TEXT,
+        },
+        {"user": ("f4", 2), "candidate": ("f4", 2), "rows": ("u1", 1)},
     ),
     f.Layout(
         67,
@@ -350,7 +378,20 @@ _LAYOUTS: Final = (
             "compute_us": f.I64,
             "message": f.TEXT,
         },
-        {"requests": ("i4", 1), "codes": ("u1", 1), "scores": ("f4", 2)},
+        {
+            "requests": ("i4", 1),
+            "codes": ("u1", 1),
+            "scores": ("f4", 2),
+            "degraded": ("u1", 1),
+            "part_us": ("i4", 1),
+            "part_attempts": ("i4", 1),
+        },
+    ),
+    f.Layout(
+        68,
+        messages.PartsLate,
+        {"seq": f.U64, "message": f.TEXT},
+        {"parts": ("i4", 1), "attempts": ("i4", 1), "codes": ("u1", 1)},
     ),
 )
 _BY_KIND: Final = {layout.kind: layout for layout in _LAYOUTS}

@@ -44,9 +44,12 @@ class Scores:
     Attributes:
         outputs: The model's outputs by name: float32 ``[n]``, or ``[n, width]`` of wider ones.
             Read-only views of the received frame.
+        degraded: Whether embedding rows that could not be had were replaced by default rows, as
+            the model's operator chose.
     """
 
     outputs: dict[str, F32]
+    degraded: bool = False
 
     @property
     def scores(self) -> F32:
@@ -169,7 +172,7 @@ def read_scores(reply: ScoreReply, request: ScoreRequest) -> Scores:
         columns = reply.scores[:, start : start + width]
         outputs[name] = columns[:, 0] if width == 1 else columns
         start += width
-    return Scores(outputs)
+    return Scores(outputs, reply.degraded)
 
 
 def read_json(text: str) -> dict[str, Any]:

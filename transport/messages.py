@@ -53,6 +53,19 @@ def _require(condition: object, want: str) -> None:
         raise LocalProtocolError(f"want {want}")
 
 
+def _empty(dtype: type[np.generic], ndim: int) -> Any:  # noqa: ANN401 - of any dtype
+    array = np.empty((0,) * ndim, dtype)
+    array.flags.writeable = False
+    return array
+
+
+_NO_U8: Final[U8] = _empty(np.uint8, 1)
+_NO_I32: Final[I32] = _empty(np.int32, 1)
+_NO_I64: Final[I64] = _empty(np.int64, 1)
+_NO_I32S: Final[I32] = _empty(np.int32, 2)
+_NO_F32S: Final[F32] = _empty(np.float32, 2)
+
+
 def _is_splits(value: Array) -> bool:
     return value.dtype == np.int32 and value.ndim == 1 and len(value) > 0
 
@@ -142,12 +155,15 @@ class ScoreReply:
     Attributes:
         outputs: Names of the model's outputs; ``widths`` are their columns in ``scores``.
         scores: float32 ``[n_candidates, sum(widths)]``, candidates in the request's order.
+        degraded: Whether rows of embedding tables that could not be had were replaced by the
+            tables' default rows.
     """
 
     request_id: int
     outputs: tuple[str, ...]
     widths: tuple[int, ...]
     scores: F32 = attrs.field(validator=_matrix(np.float32, 2))
+    degraded: bool = False
 
     def __attrs_post_init__(self) -> None:
         if len(self.outputs) != len(self.widths) or sum(self.widths) != self.scores.shape[1]:
@@ -226,11 +242,21 @@ class StatsReply:
 class Batch:
     """Gateway to executor: a batch begins; ``n_parts`` shards will send their ``RowsPart``.
 
+    Tables that are *fetched* come as rows, each key's once; the executor pools them. Its T fetched
+    tables' rows are put together by table: those of part 0, then of part 1 and so on.
+
     Attributes:
         n_rows: int32 ``[K]``, rows of each request.
         budgets_us: int64 ``[K]``, time left of each request when sent.
         user_values: float32 ``[K, n]``, the user side's value columns (numeric features, masks).
         candidate_values: float32 ``[M, n]``, the candidate side's.
+        user_slots: int32 ``[n_user_slots, K]``, for each position of a bag of fetched lookups the
+            row that it is, among those put together of its table.
+        user_slot_weights: float32 ``[n, K]``, the weights of these lookups.
+        candidate_slots: int32 ``[n_candidate_slots, M]``, the same of candidates.
+        candidate_slot_weights: float32 ``[n, M]``.
+        part_rows: int32 ``[n_parts, T]``, how many rows of each fetched table each part brings; of
+            no parts where there are no fetched tables.
     """
 
     gateway: str
@@ -242,6 +268,11 @@ class Batch:
     budgets_us: I64 = attrs.field(validator=_matrix(np.int64, 1))
     user_values: F32 = attrs.field(validator=_matrix(np.float32, 2))
     candidate_values: F32 = attrs.field(validator=_matrix(np.float32, 2))
+    user_slots: I32 = attrs.field(default=_NO_I32S, validator=_matrix(np.int32, 2))
+    user_slot_weights: F32 = attrs.field(default=_NO_F32S, validator=_matrix(np.float32, 2))
+    candidate_slots: I32 = attrs.field(default=_NO_I32S, validator=_matrix(np.int32, 2))
+    candidate_slot_weights: F32 = attrs.field(default=_NO_F32S, validator=_matrix(np.float32, 2))
+    part_rows: I32 = attrs.field(default=_NO_I32S, validator=_matrix(np.int32, 2))
 
     def __attrs_post_init__(self) -> None:
         n_requests, n_rows = len(self.n_rows), int(self.n_rows.sum())
@@ -263,14 +294,19 @@ class LookupBatch:
 
     ``budget_us`` is that of the batch's most patient request. The shard knows from its placement
     which lookups of the bundle are its own, in which order their ids and weights come here: the
-    ids of all its lookups, one row of the matrix for each position of a bag.
+    ids of all its lookups, one row of the matrix for each position of a bag. Of tables that lie
+    in several groups of shards, or are cached, it is asked for rows, by their keys.
 
     Attributes:
-        part: The shard's index among the batch's parts.
+        part: The index of the shard's group among the batch's parts.
+        attempt: Counts how often the gateway has asked for this part; echoed in the answer.
         user_ids: int64 ``[n_user_ids, K]``.
         user_weights: float32 ``[n_user_weights, K]``.
         candidate_ids: int64 ``[n_candidate_ids, M]``.
         candidate_weights: float32 ``[n_candidate_weights, M]``.
+        keys: int64 ``[n]``, the keys (or row numbers) of the rows that are wanted, each once.
+        key_splits: int32 ``[T + 1]``: those of the model's fetched table ``t`` are
+            ``keys[key_splits[t]:key_splits[t + 1]]``; empty where there are no such tables.
     """
 
     gateway: str
@@ -284,16 +320,25 @@ class LookupBatch:
     user_weights: F32 = attrs.field(validator=_matrix(np.float32, 2))
     candidate_ids: I64 = attrs.field(validator=_matrix(np.int64, 2))
     candidate_weights: F32 = attrs.field(validator=_matrix(np.float32, 2))
+    attempt: int = 0
+    keys: I64 = attrs.field(default=_NO_I64, validator=_matrix(np.int64, 1))
+    key_splits: I32 = attrs.field(default=_NO_I32, validator=_matrix(np.int32, 1))
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class RowsPart:
     """Shard to executor: the pooled rows of one shard's lookups, or why there are none.
 
+    From the gateway, where no shard is left that could send it: the same of tables' default rows.
+
     Attributes:
+        attempt: That of the ``LookupBatch``.
         code: ``ok``, or one of ``ERROR_CODES`` with ``message``; then the matrices are empty.
         user: float32 ``[K, n]``, the shard's columns of the user block.
         candidate: float32 ``[M, n]``, the shard's columns of the candidate block.
+        rows: uint8 ``[n_bytes]``, the rows of ``LookupBatch.keys`` in their order, as they are
+            stored: each as many bytes as its table's rows have.
+        degraded: Whether these are default rows in place of rows that could not be had.
         lookup_us: Time the shard spent, from receipt to sending.
     """
 
@@ -302,12 +347,41 @@ class RowsPart:
     part: int
     user: F32 = attrs.field(validator=_matrix(np.float32, 2))
     candidate: F32 = attrs.field(validator=_matrix(np.float32, 2))
+    rows: U8 = attrs.field(default=_NO_U8, validator=_matrix(np.uint8, 1))
+    attempt: int = 0
+    degraded: bool = False
     lookup_us: int = 0
     code: str = "ok"
     message: str = ""
 
     def __attrs_post_init__(self) -> None:
         _require(self.code in ERROR_CODES, f"a code, got {self.code!r:.40}")
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class PartsLate:
+    """Executor to gateway: these parts of a batch have failed, or take longer than they use to.
+
+    Attributes:
+        parts: int32 ``[n]``, their indices.
+        attempts: int32 ``[n]``, which attempt has failed; 0 of parts that are merely late.
+        codes: uint8 ``[n]``, indices into ``ERROR_CODES``; ``ok`` of parts that are merely late.
+        message: Why, where a code is not ok.
+    """
+
+    seq: int
+    parts: I32 = attrs.field(validator=_matrix(np.int32, 1))
+    attempts: I32 = attrs.field(validator=_matrix(np.int32, 1))
+    codes: U8 = attrs.field(validator=_matrix(np.uint8, 1))
+    message: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        n = len(self.parts)
+        _require(
+            len(self.attempts) == n == len(self.codes),
+            f"attempts and codes of {n} parts, got {len(self.attempts)} and {len(self.codes)}",
+        )
+        _require(n == 0 or int(self.codes.max()) < len(ERROR_CODES), "known codes")
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -319,6 +393,11 @@ class ScoresBatch:
         codes: uint8 ``[k]``, indices into ``ERROR_CODES``.
         scores: float32 ``[rows of the ok requests, n_outputs]``, in the order of ``requests``.
         message: Why, where a code is not ok.
+        degraded: uint8 ``[k]``, 1 where default rows stand for rows that could not be had; empty
+            where none do.
+        part_us: int32 ``[n_parts]``, how long after the batch each part came; empty if they did
+            not all come.
+        part_attempts: int32 ``[n_parts]``, which attempt to get it was the first to succeed.
         join_us: From the batch's arrival to its last part, for these requests.
         queue_us: From then until their window was launched.
         compute_us: The launch.
@@ -328,6 +407,9 @@ class ScoresBatch:
     requests: I32 = attrs.field(validator=_matrix(np.int32, 1))
     codes: U8 = attrs.field(validator=_matrix(np.uint8, 1))
     scores: F32 = attrs.field(validator=_matrix(np.float32, 2))
+    degraded: U8 = attrs.field(default=_NO_U8, validator=_matrix(np.uint8, 1))
+    part_us: I32 = attrs.field(default=_NO_I32, validator=_matrix(np.int32, 1))
+    part_attempts: I32 = attrs.field(default=_NO_I32, validator=_matrix(np.int32, 1))
     join_us: int = 0
     queue_us: int = 0
     compute_us: int = 0
@@ -340,6 +422,8 @@ class ScoresBatch:
             k == 0 or int(self.codes.max()) < len(ERROR_CODES),
             f"codes below {len(ERROR_CODES)}",
         )
+        _require(len(self.degraded) in (0, k), f"{k} marks, got {len(self.degraded)}")
+        _require(len(self.part_us) == len(self.part_attempts), "times and attempts of all parts")
 
 
 Message: TypeAlias = (
@@ -355,5 +439,6 @@ Message: TypeAlias = (
     | Batch
     | LookupBatch
     | RowsPart
+    | PartsLate
     | ScoresBatch
 )

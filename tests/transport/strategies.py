@@ -70,6 +70,7 @@ def score_replies(draw: st.DrawFn) -> m.ScoreReply:
         outputs=tuple(draw(names) for _ in widths),
         widths=widths,
         scores=draw(array(np.float32, draw(sizes), sum(widths))),
+        degraded=draw(st.booleans()),
     )
 
 
@@ -86,6 +87,11 @@ def batches(draw: st.DrawFn) -> m.Batch:
         budgets_us=draw(array(np.int64, len(n_rows))),
         user_values=draw(array(np.float32, len(n_rows), draw(sizes))),
         candidate_values=draw(array(np.float32, int(n_rows.sum()), draw(sizes))),
+        user_slots=draw(array(np.int32, draw(sizes), len(n_rows))),
+        user_slot_weights=draw(array(np.float32, draw(sizes), len(n_rows))),
+        candidate_slots=draw(array(np.int32, draw(sizes), int(n_rows.sum()))),
+        candidate_slot_weights=draw(array(np.float32, draw(sizes), int(n_rows.sum()))),
+        part_rows=draw(array(np.int32, draw(sizes), draw(sizes))),
     )
 
 
@@ -104,6 +110,9 @@ def lookup_batches(draw: st.DrawFn) -> m.LookupBatch:
         user_weights=draw(array(np.float32, draw(sizes), n_users)),
         candidate_ids=draw(array(np.int64, draw(sizes), n_rows)),
         candidate_weights=draw(array(np.float32, draw(sizes), n_rows)),
+        attempt=draw(u32),
+        keys=draw(array(np.int64, draw(sizes))),
+        key_splits=draw(array(np.int32, draw(sizes))),
     )
 
 
@@ -115,6 +124,9 @@ def rows_parts(draw: st.DrawFn) -> m.RowsPart:
         part=draw(u32),
         user=draw(array(np.float32, draw(sizes), draw(sizes))),
         candidate=draw(array(np.float32, draw(sizes), draw(sizes))),
+        rows=draw(array(np.uint8, draw(sizes))),
+        attempt=draw(u32),
+        degraded=draw(st.booleans()),
         lookup_us=draw(i64),
         code=draw(st.sampled_from(m.ERROR_CODES)),
         message=draw(text),
@@ -122,16 +134,33 @@ def rows_parts(draw: st.DrawFn) -> m.RowsPart:
 
 
 @st.composite
+def parts_late(draw: st.DrawFn) -> m.PartsLate:
+    n = draw(sizes)
+    return m.PartsLate(
+        seq=draw(u64),
+        parts=draw(array(np.int32, n)),
+        attempts=draw(array(np.int32, n)),
+        codes=draw(codes(n)),
+        message=draw(text),
+    )
+
+
+def codes(n: int) -> st.SearchStrategy[m.U8]:
+    known = st.integers(0, len(m.ERROR_CODES) - 1)
+    return st.lists(known, min_size=n, max_size=n).map(lambda drawn: np.array(drawn, np.uint8))
+
+
+@st.composite
 def scores_batches(draw: st.DrawFn) -> m.ScoresBatch:
-    k = draw(sizes)
+    k, n_parts = draw(sizes), draw(sizes)
     return m.ScoresBatch(
         seq=draw(u64),
         requests=draw(array(np.int32, k)),
-        codes=np.array(
-            draw(st.lists(st.integers(0, len(m.ERROR_CODES) - 1), min_size=k, max_size=k)),
-            np.uint8,
-        ),
+        codes=draw(codes(k)),
         scores=draw(array(np.float32, draw(sizes), draw(sizes))),
+        degraded=draw(array(np.uint8, draw(st.sampled_from([0, k])))),
+        part_us=draw(array(np.int32, n_parts)),
+        part_attempts=draw(array(np.int32, n_parts)),
         join_us=draw(i64),
         queue_us=draw(i64),
         compute_us=draw(i64),
@@ -145,6 +174,7 @@ messages: st.SearchStrategy[m.Message] = st.one_of(
     batches(),
     lookup_batches(),
     rows_parts(),
+    parts_late(),
     scores_batches(),
     st.builds(
         m.ErrorReply,

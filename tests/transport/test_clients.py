@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 import msgpack
 import numpy as np
 import pytest
@@ -339,6 +340,18 @@ def test_scores_of_another_number_of_candidates_are_refused(run: Any) -> None:  
             await caller.score()
 
     run(test, [answer_frames(fewer)])
+
+
+def test_a_degraded_answer_says_so(run: Any) -> None:  # noqa: ANN401
+    def degrade(message: m.ScoreRequest) -> Any:  # noqa: ANN401
+        reply = attrs.evolve(scores_of(message), degraded=message.model == "worn")
+        return encode(Packet("", 0, reply))
+
+    async def test(caller: Caller, gateway: FakeGateway) -> None:
+        assert (await caller.score(model="worn")).degraded
+        assert not (await caller.score()).degraded
+
+    run(test, [answer_frames(degrade), answer_frames(degrade)])
 
 
 def test_what_is_wrong_on_this_side_is_not_sent(run: Any) -> None:  # noqa: ANN401

@@ -314,8 +314,8 @@ CASES: dict[str, tuple[list[bytes], str]] = {
     "field too many": (raw([6, "", 0, 7, 8, []]), "Ping: 2 fields; want 1"),
     "array too many": (raw([6, "", 0, 7, [["u1", 2, 0, 1]]], b"x"), "Ping: 1 arrays; want 0"),
     "unknown code": (raw([3, "", 0, 7, "sad", "", "", []]), "error code, got 'sad'"),
-    "widths differ": (raw([2, "", 0, 7, ["a"], [2], ONE], bytes(4)), "widths"),
-    "scores of ints": (raw([2, "", 0, 7, ["a"], [1], INTS], bytes(4)), "want float32"),
+    "widths differ": (raw([2, "", 0, 7, ["a"], [2], False, ONE], bytes(4)), "widths"),
+    "scores of ints": (raw([2, "", 0, 7, ["a"], [1], False, INTS], bytes(4)), "want float32"),
 }  # fmt: skip
 
 
@@ -390,15 +390,18 @@ def test_only_messages_are_encoded_and_only_to_names() -> None:
     st.integers(0, 2**64 - 1),
     st.sampled_from([0, 1, 40, 127, 128, 255, 256, 20_000, 70_000]),
     st.lists(st.tuples(st.text(max_size=40), st.integers(0, 3)), max_size=3),
+    st.booleans(),
 )
 def test_the_score_reply_encoder_makes_the_frames_that_encode_makes(
-    request_id: int, n_rows: int, outputs: list[tuple[str, int]]
+    request_id: int, n_rows: int, outputs: list[tuple[str, int]], degraded: bool
 ) -> None:
     names = tuple(name for name, _ in outputs)
     widths = tuple(width for _, width in outputs)
     scores = np.full((n_rows, sum(widths)), 0.5, np.float32)
-    reply = m.ScoreReply(request_id=request_id, outputs=names, widths=widths, scores=scores)
-    got = ScoreReplyEncoder(names, widths).encode(request_id, scores)
+    reply = m.ScoreReply(
+        request_id=request_id, outputs=names, widths=widths, scores=scores, degraded=degraded
+    )
+    got = ScoreReplyEncoder(names, widths).encode(request_id, scores, degraded=degraded)
     assert [bytes(frame) for frame in got] == [
         bytes(frame) for frame in encode(Packet("", 0, reply))
     ]
