@@ -2,7 +2,7 @@
 
 Reading order: ``gateway.py`` (requests in, features parsed, lookups scattered, scores out) with
 ``inflight.py`` (its books) and ``scatter.py`` (one model's messages); ``shard.py`` (ids to pooled
-rows); ``executor.py``, a shell around ``engine.py`` (windows in, answers out) and ``join.py`` (what
-belongs together), with ``dense.py`` (what rows are scored on). ``options.py`` reads what a topology
-says to each; ``usual.py`` is what they answer alike.
+rows); ``executor.py`` and its ``serving.py``, shells around ``engine.py`` (windows in, answers out)
+and ``join.py`` (what belongs together), with ``dense.py`` (what rows are scored on). ``options.py``
+reads what a topology says to each; ``usual.py`` is what they answer alike.
 """

@@ -90,8 +90,8 @@ class Engine:
         tell: TellGateway,
         metrics: Metrics,
     ) -> None:
+        self.version = version
         self.dense = dense
-        self._version = version
         self._layout = layout
         self._policy = policy
         self._tell = tell
@@ -109,8 +109,8 @@ class Engine:
 
     def begin(self, head: Batch, at: float) -> None:
         """Take a batch's head."""
-        if head.version != self._version:
-            problem = f"this executor has version {self._version[:12]}, not {head.version[:12]}"
+        if head.version != self.version:
+            problem = f"this executor has version {self.version[:12]}, not {head.version[:12]}"
             refused = Join(head.gateway, head.seq, at, joined=at)
             self._refuse_of(refused, range(len(head.n_rows)), "unavailable", problem)
             return

@@ -103,7 +103,8 @@ class Gateway:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._options = read_options(GatewayOptions, context.name, context.options)
-        self._models: dict[str, ModelFront] = {}
+        self._models: dict[str, ModelFront] = {}  # the versions that serve what comes
+        self._fronts: dict[tuple[str, str], ModelFront] = {}  # all, by model and version
         self._flight = InFlight()
         self._seq = itertools.count(1)
         self._socket: RouterSocket | None = None
@@ -118,10 +119,11 @@ class Gateway:
         self, mailbox: Mailbox, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Serve until the node stops this actor and every request has its answer."""
-        for name in self._context.topology.models:
-            self._models[name] = open_front(
-                self._context, name, max_candidates=self._options.max_candidates
+        for name, model in self._context.topology.models.items():
+            front = open_front(
+                self._context, name, model.bundle, max_candidates=self._options.max_candidates
             )
+            self._models[name] = self._fronts[name, front.version] = front
         async with self._listening(), trio.open_nursery() as nursery:
             if self._socket is not None:
                 nursery.start_soon(self._serve_clients, self._socket, nursery)
@@ -261,7 +263,7 @@ class Gateway:
         self, model: ModelFront, parsed: ParsedBatch, arrivals: Sequence[_Arrival]
     ) -> None:
         now = trio.current_time()
-        pending = [_pending(arrival, now) for arrival in arrivals]
+        pending = [_pending(arrival, model.version, now) for arrival in arrivals]
         budgets_us = np.array([(request.deadline - now) * 1e6 for request in pending])
         for request in pending:
             self._admission.admitted(request.deadline - request.arrived)
@@ -378,7 +380,7 @@ class Gateway:
         self._answer(route, StatsReply(request_id=message.request_id, stats=json.dumps(stats)))
 
     def _answer_scores(self, request: Pending, scores: NDArray[np.float32]) -> None:
-        model = self._models[request.model]
+        model = self._fronts[request.model, request.version]
         self._metrics.count("answered_rows", request.n_rows)
         if isinstance(request.route, bytes):
             self._send(request.route, model.encoder.encode(request.request_id, scores))
@@ -416,11 +418,12 @@ def _raw_request(request: ScoreRequest) -> RawRequest:
     return RawRequest(n_candidates, blocks)
 
 
-def _pending(arrival: _Arrival, now: float) -> Pending:
+def _pending(arrival: _Arrival, version: str, now: float) -> Pending:
     return Pending(
         request_id=arrival.request.request_id,
         route=arrival.route,
         model=arrival.request.model,
+        version=version,
         n_rows=arrival.request.n_candidates,
         arrived=arrival.at,
         parsed=now,

@@ -21,6 +21,7 @@ class Pending:
 
     Attributes:
         route: Identity of the client's connection, or the reply of an ask.
+        version: Of the model: the one that serves the request's whole batch.
         arrived: When it arrived, in seconds of the clock that all times here are of.
         parsed: When its features were parsed and its lookups sent off.
         deadline: When its budget runs out.
@@ -29,6 +30,7 @@ class Pending:
     request_id: int
     route: bytes | Reply
     model: str
+    version: str
     n_rows: int
     arrived: float
     parsed: float
@@ -59,6 +61,7 @@ class InFlight:
     _batches: dict[int, _Entry] = attrs.field(factory=dict, init=False)
     _deadlines: list[tuple[float, int]] = attrs.field(factory=list, init=False)
     _rows: dict[str, int] = attrs.field(factory=dict, init=False)
+    _versions: dict[tuple[str, str], int] = attrs.field(factory=dict, init=False)
 
     def add(self, seq: int, requests: Iterable[Pending], executor: str) -> None:
         """Enter a batch of at least one request, whose ``seq`` was never used before."""
@@ -66,6 +69,9 @@ class InFlight:
         entry = _Entry(executor, held, [True] * len(held), len(held))
         self._batches[seq] = entry
         self.n_requests += len(held)
+        for request in held:
+            key = request.model, request.version
+            self._versions[key] = self._versions.get(key, 0) + 1
         n_rows = sum(request.n_rows for request in held)
         self._rows[executor] = self._rows.get(executor, 0) + n_rows
         heapq.heappush(self._deadlines, (entry.first_deadline(), seq))
@@ -73,6 +79,10 @@ class InFlight:
     def rows_at(self, executor: str) -> int:
         """Return the rows that an executor has been given and has not answered."""
         return self._rows.get(executor, 0)
+
+    def n_of(self, model: str, version: str) -> int:
+        """Return how many requests that a version of a model serves want an answer."""
+        return self._versions.get((model, version), 0)
 
     def settle(self, seq: int, positions: Iterable[int]) -> list[tuple[Pending, bool]]:
         """Take requests of a batch out.
@@ -127,7 +137,11 @@ class InFlight:
         entry.waiting[position] = False
         entry.n_waiting -= 1
         self.n_requests -= 1
-        self._rows[entry.executor] -= entry.requests[position].n_rows
+        request = entry.requests[position]
+        self._rows[entry.executor] -= request.n_rows
+        self._versions[request.model, request.version] -= 1
+        if not self._versions[request.model, request.version]:
+            del self._versions[request.model, request.version]
         if not entry.n_waiting:
             del self._batches[seq]
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -89,7 +90,7 @@ def _without(side: SideLayout, tables: Set[str]) -> SideLayout:
 
 @attrs.frozen(eq=False)
 class ModelFront:
-    """The gateway's side of one model.
+    """The gateway's side of one version of a model.
 
     Attributes:
         shards: The shards that have something to look up, in the order of a batch's parts.
@@ -108,10 +109,15 @@ class ModelFront:
     output_widths: tuple[int, ...]
     encoder: ScoreReplyEncoder
 
+    @property
+    def version(self) -> str:
+        """The bundle's."""
+        return self.bundle.manifest.version
+
     def describe(self) -> dict[str, Any]:
         """Return what a client may want to know of the model, for JSON."""
         return {
-            "version": self.bundle.manifest.version,
+            "version": self.version,
             "features": self.parser.spec.describe(),
             "outputs": [
                 {"name": output.name, "width": output.width}
@@ -153,12 +159,11 @@ class ModelFront:
         routes = self.shards
         if self.device is not None:
             routes = [*routes, ShardRoute(executor, *self.device)]
-        version = self.bundle.manifest.version
         batch = Batch(
             gateway=gateway,
             seq=seq,
             model=self.name,
-            version=version,
+            version=self.version,
             n_parts=len(routes),
             n_rows=parsed.n_rows,
             budgets_us=budgets_us,
@@ -173,7 +178,7 @@ class ModelFront:
                     gateway=gateway,
                     seq=seq,
                     model=self.name,
-                    version=version,
+                    version=self.version,
                     executor=executor.name,
                     part=part,
                     budget_us=patience_us,
@@ -188,15 +193,15 @@ class ModelFront:
         return batch, lookups
 
 
-def open_front(context: Context, name: str, *, max_candidates: int) -> ModelFront:
-    """Load what a gateway needs of a model of its topology.
+def open_front(context: Context, name: str, path: Path, *, max_candidates: int) -> ModelFront:
+    """Load what a gateway needs to serve a model of its topology with the bundle at ``path``.
 
     Raises:
         BundleError, SpecError: The bundle cannot be served.
         StartError: The executors' ``device_tables`` do not fit it.
     """
     model = context.topology.models[name]
-    bundle = load_bundle(model.bundle)
+    bundle = load_bundle(path)
     placement = placement_of(context.topology, name, bundle.manifest)
     device = placement.device
     names = tuple(output.name for output in bundle.manifest.outputs)

@@ -1,12 +1,15 @@
 """The embedding shard: ids to pooled rows, sent straight to the executor that joins them.
 
 A shard holds some tables of each model that names it, as memory-mapped files. Which tables, all
-sides derive from the bundle and the topology (``scatter.placement_of``).
+sides derive from the bundle and the topology (``scatter.placement_of``). It may hold several
+versions of a model; a lookup says which it means.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
 
 import attrs
 import numpy as np
@@ -44,9 +47,8 @@ class ShardOptions:
 
 @attrs.frozen(eq=False)
 class _Held:
-    """This shard's part of one model."""
+    """This shard's part of one version of a model."""
 
-    version: str
     user: PooledLookup
     candidate: PooledLookup
 
@@ -61,7 +63,7 @@ class EmbeddingShard:
     def __init__(self, context: Context) -> None:
         read_options(ShardOptions, context.name, context.options)
         self._context = context
-        self._models: dict[str, _Held] = {}
+        self._held: dict[tuple[str, str], _Held] = {}  # by model and version
         self._metrics = Metrics()
 
     async def run(
@@ -83,19 +85,25 @@ class EmbeddingShard:
             if self._context.name in model.shards
         }
         for done, (name, model) in enumerate(models.items()):
-            bundle = load_bundle(model.bundle)
-            index = model.shards.index(self._context.name)
-            placement = placement_of(topology, name, bundle.manifest)
-            user, candidate = placement.shards[index]
-            tables = {table: bundle.table(table) for table in {*user.tables, *candidate.tables}}
-            for read, table in enumerate(tables.values()):
-                await trio.to_thread.run_sync(_touch, table)
-                self._context.report_ready((done + (read + 1) / len(tables)) / len(models))
-            self._models[name] = _Held(
-                bundle.manifest.version,
-                PooledLookup(tables, user),
-                PooledLookup(tables, candidate),
-            )
+
+            def progress(share: float, done: int = done) -> None:
+                trio.from_thread.run_sync(self._context.report_ready, (done + share) / len(models))
+
+            version, held = await trio.to_thread.run_sync(self._open, name, model.bundle, progress)
+            self._held[name, version] = held
+
+    def _open(self, model: str, path: Path, progress: Callable[[float], None]) -> tuple[str, _Held]:
+        """Open this shard's part of a bundle: in a thread, as it reads the tables."""
+        topology = self._context.topology
+        bundle = load_bundle(path)
+        placement = placement_of(topology, model, bundle.manifest)
+        user, candidate = placement.shards[topology.models[model].shards.index(self._context.name)]
+        tables = {table: bundle.table(table) for table in {*user.tables, *candidate.tables}}
+        for read, table in enumerate(tables.values()):
+            _touch(table)
+            progress((read + 1) / len(tables))
+        held = _Held(PooledLookup(tables, user), PooledLookup(tables, candidate))
+        return bundle.manifest.version, held
 
     async def _serve(self, envelope: Envelope) -> None:
         message = envelope.message
@@ -108,9 +116,10 @@ class EmbeddingShard:
             answer_usual(envelope, self._metrics)
 
     async def _look_up(self, batch: LookupBatch, received_at: float) -> RowsPart:
-        held = self._models.get(batch.model)
-        if held is None or held.version != batch.version:
-            has = "no such model" if held is None else f"version {held.version[:12]}"
+        held = self._held.get((batch.model, batch.version))
+        if held is None:
+            versions = [version[:12] for model, version in self._held if model == batch.model]
+            has = f"version {' and '.join(versions)}" if versions else "no such model"
             return _failed(
                 batch, f"{self._context.name}: {has}, not {batch.model} {batch.version[:12]}"
             )
@@ -126,6 +135,7 @@ class EmbeddingShard:
         return RowsPart(
             gateway=batch.gateway,
             seq=batch.seq,
+            version=batch.version,
             part=batch.part,
             user=user,
             candidate=candidate,
@@ -166,6 +176,7 @@ def _failed(batch: LookupBatch, message: str) -> RowsPart:
     return RowsPart(
         gateway=batch.gateway,
         seq=batch.seq,
+        version=batch.version,
         part=batch.part,
         user=empty,
         candidate=empty,

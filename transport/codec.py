@@ -359,6 +359,7 @@ _LAYOUTS: Final = (
         messages.RowsPart,
         {
             **_BATCH,
+            "version": f.NAME,
             "part": f.U32,
             "attempt": f.U32,
             "degraded": f.BOOL,

@@ -332,6 +332,7 @@ class RowsPart:
     From the gateway, where no shard is left that could send it: the same of tables' default rows.
 
     Attributes:
+        version: The ``LookupBatch``'s: an executor may hold several of its model.
         attempt: That of the ``LookupBatch``.
         code: ``ok``, or one of ``ERROR_CODES`` with ``message``; then the matrices are empty.
         user: float32 ``[K, n]``, the shard's columns of the user block.
@@ -344,6 +345,7 @@ class RowsPart:
 
     gateway: str
     seq: int
+    version: str
     part: int
     user: F32 = attrs.field(validator=_matrix(np.float32, 2))
     candidate: F32 = attrs.field(validator=_matrix(np.float32, 2))

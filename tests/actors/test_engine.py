@@ -121,7 +121,15 @@ class Bench:
             self.now,
         )
         self.engine.add(
-            RowsPart(gateway="gateway", seq=seq, part=0, user=user, candidate=rows[:, :2]), self.now
+            RowsPart(
+                gateway="gateway",
+                seq=seq,
+                version="v",
+                part=0,
+                user=user,
+                candidate=rows[:, :2],
+            ),
+            self.now,
         )
         scores: NDArray[np.float32] = np.repeat(user, n_rows, axis=0)
         scores += rows.sum(axis=1, keepdims=True)

@@ -11,6 +11,7 @@ def pending(request_id: int, deadline: float, n_rows: int = 1) -> Pending:
         request_id=request_id,
         route=b"client",
         model="m",
+        version="v",
         n_rows=n_rows,
         arrived=0.0,
         parsed=0.0,

@@ -75,6 +75,7 @@ def parts() -> list[RowsPart]:
         RowsPart(
             gateway="gateway",
             seq=3,
+            version="v",
             part=index,
             user=USER[:, chosen].copy(),
             candidate=CANDIDATE[:, chosen].copy(),

@@ -121,6 +121,7 @@ def rows_parts(draw: st.DrawFn) -> m.RowsPart:
     return m.RowsPart(
         gateway=draw(names),
         seq=draw(u64),
+        version=draw(names),
         part=draw(u32),
         user=draw(array(np.float32, draw(sizes), draw(sizes))),
         candidate=draw(array(np.float32, draw(sizes), draw(sizes))),
