@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -47,7 +48,8 @@ def load(source: Path, cdef: str, *, cache: Path | None = None) -> Native:
     """Compile ``source``, unless the cache has it, and load it.
 
     Args:
-        source: A C file that includes only the compiler's own headers.
+        source: A C file that includes only the compiler's own headers, and, in quotes, files
+            that lie beside it or below.
         cdef: Its functions and structures, as cffi reads them.
         cache: A folder for libraries, by default the user's own.
 
@@ -57,8 +59,8 @@ def load(source: Path, cdef: str, *, cache: Path | None = None) -> Native:
     flags = [*FLAGS, "-march=native"] if platform.machine().lower() in _X86 else list(FLAGS)
     command = [find_compiler(), *flags]
     version = _run([command[0], "--version"]).splitlines()[0]
-    text = source.read_text(encoding="utf-8")
-    key = hashlib.sha256("\0".join([*command, version, _cpu(), text]).encode()).hexdigest()
+    facts = [*command, version, _cpu(), *_texts(source)]
+    key = hashlib.sha256("\0".join(facts).encode()).hexdigest()
     ffi = cffi.FFI()
     ffi.cdef(cdef)
     with _cache_folder(cache) as folder:
@@ -83,6 +85,14 @@ def find_compiler() -> str:
         if path := shutil.which(name):
             return path
     raise NativeUnavailable(f"no C compiler ({', '.join(COMPILERS)}) found")
+
+
+def _texts(source: Path) -> Iterator[str]:
+    """Give the text of a file and of all that it includes in quotes, some perhaps twice."""
+    text = source.read_text(encoding="utf-8")
+    yield text
+    for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', text, re.MULTILINE):
+        yield from _texts(source.parent / name)
 
 
 def _compile(command: Sequence[str], source: Path, library: Path) -> None:

@@ -15,6 +15,10 @@ class BundleError(KernelsError):
     """A bundle's folder is missing, incomplete or damaged: build it again."""
 
 
+class StoreError(BundleError):
+    """A table's folder or source is missing, incomplete or damaged: build it again. Names file."""
+
+
 class SpecError(KernelsError):
     """``features.toml`` is wrong: fix the named feature at the named line."""
 

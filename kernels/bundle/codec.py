@@ -34,20 +34,24 @@ def loads(text: str) -> Manifest:
         raise BundleError("manifest.json does not hold an object")
     if raw.get("format") != FORMAT:
         raise BundleError(f"manifest.json has format {raw.get('format')!r}; this reads {FORMAT}")
-    manifest = _structure(raw, Manifest, "manifest")
+    manifest = structure(raw, Manifest, "manifest")
     assert isinstance(manifest, Manifest)
     return manifest
 
 
-def _structure(value: object, kind: Any, where: str) -> object:  # noqa: ANN401 - a type
-    """Turn JSON into the annotated type: attrs classes, tuples, literals, unions and scalars."""
+def structure(value: object, kind: Any, where: str) -> object:  # noqa: ANN401 - a type
+    """Turn JSON into the annotated type: attrs classes, tuples, literals, unions and scalars.
+
+    Raises:
+        BundleError: It does not fit; ``where`` begins the message.
+    """
     origin = typing.get_origin(kind)
     if origin is types.UnionType:
         options = typing.get_args(kind)
         if value is None and type(None) in options:
             return None
         (kind,) = (option for option in options if option is not type(None))
-        return _structure(value, kind, where)
+        return structure(value, kind, where)
     if origin is typing.Literal:
         if value not in typing.get_args(kind):
             raise BundleError(f"{where}: {value!r} is none of {typing.get_args(kind)}")
@@ -56,7 +60,7 @@ def _structure(value: object, kind: Any, where: str) -> object:  # noqa: ANN401 
         if not isinstance(value, list):
             raise BundleError(f"{where}: want a list, got {value!r}")
         item = typing.get_args(kind)[0]
-        return tuple(_structure(each, item, f"{where}[{i}]") for i, each in enumerate(value))
+        return tuple(structure(each, item, f"{where}[{i}]") for i, each in enumerate(value))
     if attrs.has(kind):
         return _structure_object(value, kind, where)
     if type(value) is not kind:
@@ -73,7 +77,7 @@ def _structure_object(value: object, kind: Any, where: str) -> object:  # noqa: 
     fields = {}
     for field in attrs.fields(kind):
         if field.name in value:
-            fields[field.name] = _structure(
+            fields[field.name] = structure(
                 value[field.name], hints[field.name], f"{where}.{field.name}"
             )
         elif field.default is attrs.NOTHING:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.halves import to_bf16, to_fp16
 from kernels.program import Precision
 
 U8 = NDArray[np.uint8]
@@ -15,13 +16,7 @@ F32 = NDArray[np.float32]
 
 def to_storage(array: NDArray[np.generic], precision: Precision) -> NDArray[np.uint16]:
     """Round floats to 16-bit storage, to nearest even; fp16 saturates at its largest finite."""
-    values = np.ascontiguousarray(array, np.float32)
-    if precision is Precision.BF16:
-        bits = values.view(np.uint32)
-        rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-        return (rounded >> np.uint32(16)).astype(np.uint16)
-    largest = np.float32(np.finfo(np.float16).max)
-    return np.clip(values, -largest, largest).astype(np.float16).view(np.uint16)
+    return to_bf16(array) if precision is Precision.BF16 else to_fp16(array)
 
 
 def pack_fragments(weight: F32, rank: int, cluster: int, precision: Precision) -> U8:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.halves import to_bf16, to_fp16
 from kernels.program import Precision
 from kernels.wide.layer import K_TILE, WideLayer
 
@@ -17,11 +18,9 @@ def packed_bytes(layer: WideLayer) -> int:
 def to_storage(values: NDArray[np.float32], precision: Precision) -> NDArray[np.uint16]:
     """Return the bits of 16-bit floats: fp16 saturated to finite values, bf16 rounded to even."""
     if precision is Precision.FP16:
-        largest = np.float32(np.finfo(np.float16).max)
-        return np.clip(values, -largest, largest).astype(np.float16).view(np.uint16)
+        return to_fp16(values)
     if precision is Precision.BF16:
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+        return to_bf16(values)
     raise ValueError(f"a wide layer stores 16-bit floats, not {precision}")
 
 

@@ -1,0 +1,28 @@
+"""The C of this package, compiled at first use; callers use numpy where it is not there."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Final
+
+from kernels._native import Native, NativeUnavailable, load
+
+_CDEF: Final = """
+int64_t tb_encode(const float *rows, int64_t n, int64_t dim, int dtype, uint8_t *out);
+void tb_decode(const uint8_t *rows, int64_t n, int64_t dim, int dtype, float *out);
+"""
+
+
+@functools.cache
+def _load() -> Native | NativeUnavailable:
+    try:
+        return load(Path(__file__).with_name("store.c"), _CDEF)
+    except NativeUnavailable as error:
+        return error
+
+
+def store() -> Native | None:
+    """Return the library, or None where there is no compiler."""
+    native = _load()
+    return native if isinstance(native, Native) else None
