@@ -1,0 +1,194 @@
+"""The hot rows of one table: bounded memory, admission by frequency, and no row past its bound."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels._native import Native, NativeUnavailable, load
+from kernels.hot.plain import PlainRows
+from kernels.hot.sizes import GROUP, HotStatistics, Sizes
+
+_CDEF: Final = """
+typedef struct {
+    int64_t capacity, n_cells, n_blocks, row_bytes, period_keys;
+    double stale_s;
+    uintptr_t cells, entries, rows, uses, use_periods, counts, count_periods;
+    int64_t n_rows, hand, n_asked;
+    uint32_t period;
+    int64_t hits, misses, stale, admitted, refreshed, refused, evicted, invalidated;
+} hot;
+int64_t tb_hot_take(hot *h, const int64_t *keys, int64_t n, double now, uint8_t *out,
+                    int64_t *misses);
+void tb_hot_admit(hot *h, const int64_t *keys, int64_t n, const uint8_t *rows, double read_at);
+void tb_hot_invalidate(hot *h, const int64_t *keys, int64_t n);
+"""
+_ALIGNMENT: Final = 64
+
+
+class HotRows:
+    """A table's hot rows, encoded. Not to be used from two threads at once.
+
+    Times are of one clock, the caller's, in seconds.
+
+    Args:
+        sizes: How much is kept.
+        stale_s: How old a row may be, counted from when it was asked for.
+        native: False to use Python even where C is there.
+    """
+
+    def __init__(self, sizes: Sizes, stale_s: float, *, native: bool = True) -> None:
+        if not stale_s > 0:
+            raise ValueError(f"stale_s: want more than 0, got {stale_s}")
+        self.sizes = sizes
+        self.stale_s = stale_s
+        library = _native() if native else None
+        self._rows: _NativeRows | PlainRows
+        if isinstance(library, Native):
+            self._rows = _NativeRows(library, sizes, stale_s)
+        else:
+            self._rows = PlainRows(sizes, stale_s)
+
+    def take(
+        self, keys: NDArray[np.int64], now: float, out: NDArray[np.uint8]
+    ) -> NDArray[np.int64]:
+        """Copy the rows that are held, and not older than the bound, into ``out``.
+
+        Args:
+            keys: int64 ``[n]``, of one batch, each once: a key counts as asked for once a batch.
+            now: In seconds.
+            out: uint8 ``[n, row_bytes]``, C-ordered; the rows of misses stay as they are.
+
+        Returns:
+            int64, the positions in ``keys`` of those that missed, ascending.
+
+        Raises:
+            ValueError: An argument has another shape, dtype or memory layout.
+        """
+        self._check(keys, out)
+        return self._rows.take(keys, now, out)
+
+    def admit(self, keys: NDArray[np.int64], rows: NDArray[np.uint8], read_at: float) -> None:
+        """Take rows in that were fetched, those that are worth a place.
+
+        Args:
+            keys: int64 ``[n]``.
+            rows: uint8 ``[n, row_bytes]``, C-ordered; copied.
+            read_at: When the fetch was *sent*, from which their age counts. A row that is held
+                already is replaced, unless it was asked for later than that.
+
+        Raises:
+            ValueError: As ``take``.
+        """
+        self._check(keys, rows)
+        self._rows.admit(keys, rows, read_at)
+
+    def invalidate(self, keys: NDArray[np.int64]) -> None:
+        """Let no row of these keys, int64 ``[n]``, be taken that was admitted before.
+
+        Rows that are being fetched are for whoever fetches them to leave out (``Flights``).
+        """
+        self._check(keys, None)
+        self._rows.invalidate(keys)
+
+    def statistics(self) -> HotStatistics:
+        """Return what was done so far."""
+        counters = {
+            name: int(getattr(self._rows, name))
+            for name in HotStatistics.__annotations__
+            if name != "size_bytes"
+        }
+        return HotStatistics(size_bytes=self.sizes.size_bytes, **counters)
+
+    def _check(self, keys: NDArray[np.int64], rows: NDArray[np.uint8] | None) -> None:
+        if keys.dtype != np.int64 or keys.ndim != 1 or not keys.flags.c_contiguous:
+            raise ValueError(f"keys: want int64 [n], got {keys.dtype} {keys.shape}")
+        if rows is None:
+            return
+        want = (len(keys), self.sizes.row_bytes)
+        if rows.dtype != np.uint8 or rows.shape != want or not rows.flags.c_contiguous:
+            raise ValueError(f"rows: want C-ordered uint8 {want}, got {rows.dtype} {rows.shape}")
+
+
+def implementation() -> str:
+    """Say in one line what serves hot rows, compiling it if need be."""
+    native = _native()
+    if isinstance(native, Native):
+        return f"hot rows: C, compiled by {native.description}"
+    return f"hot rows: Python, some microseconds a key ({native})"
+
+
+class _NativeRows:
+    """The same in C, on arrays that belong to this."""
+
+    def __init__(self, native: Native, sizes: Sizes, stale_s: float) -> None:
+        self._native = native
+        n, n_groups = sizes.capacity, sizes.capacity // GROUP
+        arrays = {
+            "cells": _zeros(8 * sizes.n_cells),
+            "entries": _zeros(16 * n),
+            "rows": _zeros(n * sizes.row_bytes),
+            "uses": _zeros(n),
+            "use_periods": _zeros(4 * n_groups),
+            "counts": _zeros(64 * sizes.n_blocks),
+            "count_periods": _zeros(4 * sizes.n_blocks),
+        }
+        self._arrays = arrays
+        self._state: Any = native.ffi.new("hot *")
+        for name in ("capacity", "n_cells", "n_blocks", "row_bytes", "period_keys"):
+            setattr(self._state, name, getattr(sizes, name))
+        self._state.stale_s = stale_s
+        for name, array in arrays.items():
+            setattr(self._state, name, array.__array_interface__["data"][0])
+
+    def __getattr__(self, name: str) -> int:
+        counter: int = getattr(self._state, name)
+        return counter
+
+    def take(
+        self, keys: NDArray[np.int64], now: float, out: NDArray[np.uint8]
+    ) -> NDArray[np.int64]:
+        ffi, n = self._native.ffi, len(keys)
+        misses = np.empty(n, np.int64)
+        n_misses = self._native.lib.tb_hot_take(
+            self._state,
+            ffi.from_buffer("int64_t[]", keys),
+            n,
+            now,
+            ffi.from_buffer("uint8_t[]", out, require_writable=True),
+            ffi.from_buffer("int64_t[]", misses),
+        )
+        return misses[:n_misses]
+
+    def admit(self, keys: NDArray[np.int64], rows: NDArray[np.uint8], read_at: float) -> None:
+        from_buffer = self._native.ffi.from_buffer
+        self._native.lib.tb_hot_admit(
+            self._state,
+            from_buffer("int64_t[]", keys),
+            len(keys),
+            from_buffer("uint8_t[]", rows),
+            read_at,
+        )
+
+    def invalidate(self, keys: NDArray[np.int64]) -> None:
+        buffer = self._native.ffi.from_buffer("int64_t[]", keys)
+        self._native.lib.tb_hot_invalidate(self._state, buffer, len(keys))
+
+
+@functools.cache
+def _native() -> Native | NativeUnavailable:
+    try:
+        return load(Path(__file__).with_name("hot.c"), _CDEF)
+    except NativeUnavailable as error:
+        return error
+
+
+def _zeros(size: int) -> NDArray[np.uint8]:
+    """Return zeros that begin with a line of memory, which is taken once it is written to."""
+    raw = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -raw.__array_interface__["data"][0] % _ALIGNMENT
+    return raw[start : start + size]
