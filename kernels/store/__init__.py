@@ -1,5 +1,5 @@
 """Embedding tables larger than memory: folders of memory-mapped segments, found by 64-bit keys.
 
 Reading order: ``partition.py`` (which segment a key is of), ``rows.py`` (rows as bytes),
-``header.py`` (what a table's folder holds).
+``header.py`` (what a table's folder holds), ``unique.py`` (a batch's distinct keys by group).
 """

@@ -1,7 +1,7 @@
 """Which segment of a table a key is of. Segments are the unit of building, placing and opening.
 
 A keyed table is divided by a hash of the key, so that segments are alike in size and in traffic; a
-table of dense rows into contiguous ranges. ``table.h`` computes the same in C.
+table of dense rows into contiguous ranges. ``hash.h`` computes the same in C.
 """
 
 from __future__ import annotations
