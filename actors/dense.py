@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +13,6 @@ from attrs.validators import and_, deep_iterable, ge, in_, instance_of, optional
 from actors.options import read_options
 from kernels import _cuda
 from kernels.bundle.load import Bundle
-from kernels.device_tables import ALL
 from kernels.errors import DeviceLost, GraphError, KernelsError
 from kernels.gpu.device import Isolation
 from kernels.gpu.executor import GpuExecutor
@@ -33,12 +32,6 @@ def _check_buckets(_: object, attribute: attrs.Attribute[Any], value: object) ->
     rows = value if isinstance(value, list) else [0]
     if value is not None and not all(type(each) is int and each > 0 for each in rows):
         raise ValueError(f"{attribute.name}: want a list of rows, each at least 1, got {value!r}")
-
-
-def _check_tables(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    names = value if isinstance(value, list) else [None]
-    if value != ALL and not all(isinstance(each, str) for each in names):
-        raise ValueError(f'{attribute.name}: want a list of names or "{ALL}", got {value!r}')
 
 
 @attrs.frozen(kw_only=True)
@@ -87,9 +80,6 @@ class ExecutorOptions:
         lanes: Launches under way at once; on a host, threads that run the dense graph.
         max_rows: Rows of the largest bucket. Larger requests are split and joined.
         max_requests: Requests that share a launch at most.
-        device_tables: Names of tables that lie on the card, or ``"all"``: kernels gather and pool
-            their rows, of ids that come straight from the gateway. Only with ``device = "cuda"``;
-            the same for all executors of a model.
         linger_us: How long an idle lane may wait for company, in microseconds.
         backlog_rows: High-water mark: above it, requests are answered ``overloaded`` at once.
     """
@@ -99,7 +89,6 @@ class ExecutorOptions:
     lanes: int = attrs.field(default=1, validator=[instance_of(int), ge(1)])
     max_rows: int = attrs.field(default=2048, validator=[instance_of(int), ge(1)])
     max_requests: int = attrs.field(default=256, validator=[instance_of(int), ge(1)])
-    device_tables: list[str] | str = attrs.field(factory=list, validator=_check_tables)
     linger_us: int = attrs.field(default=0, validator=[instance_of(int), ge(0)])
     backlog_rows: int = attrs.field(default=1 << 18, validator=[instance_of(int), ge(1)])
 
@@ -108,6 +97,7 @@ def open_dense(
     bundle: Bundle,
     options: ExecutorOptions,
     name: str,
+    device_tables: Collection[str] = (),
     progress: Callable[[float], None] = lambda share: None,
 ) -> HostExecutor | GpuExecutor:
     """Open a bundle's dense graph as the options say. Compiles, and takes seconds.
@@ -116,6 +106,8 @@ def open_dense(
         bundle: The model's.
         options: The actor's.
         name: The actor's, for messages.
+        device_tables: Tables that the model's placement puts on the card: kernels gather and pool
+            their rows, of ids that come straight from the gateway.
         progress: Told what share of what is compiled is ready, 0 to 1, in this thread or another.
 
     Raises:
@@ -123,8 +115,11 @@ def open_dense(
         BundleError: The graph does not load.
     """
     gpu = read_options(GpuOptions, f"{name}, table gpu", options.gpu)
-    if options.device_tables and options.device != CUDA:
-        raise StartError(f'actor {name}: device_tables needs device = "{CUDA}"')
+    if device_tables and options.device != CUDA:
+        raise StartError(
+            f"actor {name}: the placement puts tables on the device, which needs "
+            f'device = "{CUDA}", not "{options.device}"'
+        )
     if options.device != HOST:
         problem: str | None = _cuda.available()
         if problem is None:
@@ -137,7 +132,7 @@ def open_dense(
                     mode=gpu.mode,
                     precision=gpu.precision,
                     input_dtype=gpu.input_dtype,
-                    device_tables=options.device_tables,
+                    device_tables=device_tables,
                     buckets=gpu.buckets,
                     ahead=gpu.ahead,
                     mapped=gpu.mapped,

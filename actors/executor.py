@@ -64,7 +64,7 @@ class Executor:
         self._token = trio.lowlevel.current_trio_token()
         model = self._served()
         try:
-            engine = await trio.to_thread.run_sync(self._open, model.name, model.bundle)
+            engine = await trio.to_thread.run_sync(self._open, model, model.bundle)
             self._is_open = True
             async with trio.open_nursery() as nursery:
                 self._serve_version(engine, nursery)
@@ -114,12 +114,14 @@ class Executor:
             )
         return served[0]
 
-    def _open(self, model: str, path: Path) -> Engine:
+    def _open(self, model: ModelSpec, path: Path) -> Engine:
         """Load a bundle's dense graph: in a thread, as it takes seconds."""
         options = self._options
         bundle = load_bundle(path)
-        placement = placement_of(self._context.topology, model, bundle.manifest)
-        dense = open_dense(bundle, options, self._context.name, self._report)
+        placement = placement_of(model, bundle)
+        dense = open_dense(
+            bundle, options, self._context.name, placement.device_tables, self._report
+        )
         policy: WindowPolicy[Work] = WindowPolicy(
             max_rows=dense.max_rows,
             max_requests=dense.max_requests,

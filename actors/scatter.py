@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.bundle.load import Bundle, load_bundle
-from kernels.bundle.manifest import Manifest, SideLayout
-from kernels.device_tables import GatheredSide, table_names
-from kernels.errors import GraphError
+from kernels.device_tables import GatheredSide
+from kernels.errors import PlacementError
 from kernels.features.blocks import ParsedBatch
 from kernels.features.parser import Parser
-from kernels.lookup import ShardLayout, assign_tables, shard_layout
+from kernels.lookup import ShardLayout, shard_layout
+from kernels.placement import placement_for
 from runtime.actor import Context, Ref
 from runtime.errors import StartError
-from runtime.topology import Topology
+from runtime.topology import ModelSpec
 from transport.codec import ScoreReplyEncoder
 from transport.messages import Batch, LookupBatch, ScoreReply
 
@@ -34,58 +33,43 @@ class ShardRoute:
 
 
 @attrs.frozen(eq=False)
-class Placement:
-    """Where a model's tables lie, as all sides derive it.
+class Layouts:
+    """What each place that holds a model's tables is asked, as all sides derive it.
 
     Attributes:
-        shards: Each shard's user and candidate layout, by the model's order of shards.
+        shards: Each group's user and candidate layout, by the placement's order.
         device: The same of the executors' cards: the sides' blocks; None if no table lies there.
+        device_tables: The tables that lie there.
     """
 
     shards: list[tuple[ShardLayout, ShardLayout]]
     device: tuple[GatheredSide, GatheredSide] | None = None
+    device_tables: tuple[str, ...] = ()
 
 
-def placement_of(topology: Topology, name: str, manifest: Manifest) -> Placement:
-    """Return where the tables of a model of a topology lie.
+def placement_of(model: ModelSpec, bundle: Bundle) -> Layouts:
+    """Return what is asked of whom, by the placement of a model.
 
     Raises:
-        StartError: Its executors' ``device_tables`` name none of its tables, or are not the same.
+        StartError: The placement does not fit the model, or divides a table, which is not served.
     """
-    model = topology.models[name]
-    options = [
-        actor.options.get("device_tables") or ()
-        for executor in model.executors
-        for actor in topology.node_of(executor).actors
-        if actor.name == executor
-    ]
-    if any(each != options[0] for each in options):
-        raise StartError(f"model {name}: its executors have different device_tables")
     try:
-        on_card = set(table_names(manifest, options[0]))
-    except GraphError as error:
-        raise StartError(f"model {name}: device_tables: {error}") from error
-    sides = manifest.user, manifest.candidate
-    others = attrs.evolve(
-        manifest,
-        tables=tuple(table for table in manifest.tables if table.name not in on_card),
-        user=_without(manifest.user, on_card),
-        candidate=_without(manifest.candidate, on_card),
+        placement = placement_for(bundle, model.n_groups, model.placement)
+    except PlacementError as error:
+        raise StartError(f"model {model.name}: {error}") from error
+    if placement.fetched:
+        raise StartError(
+            f"model {model.name}: table {placement.fetched[0]!r} is divided or cached, which is "
+            "not served yet"
+        )
+    user, candidate = bundle.manifest.user, bundle.manifest.candidate
+    groups = [placement.pooled(group) for group in range(placement.n_groups)]
+    device = placement.device
+    return Layouts(
+        [(shard_layout(user, tables), shard_layout(candidate, tables)) for tables in groups],
+        (GatheredSide.of(user, device), GatheredSide.of(candidate, device)) if device else None,
+        device,
     )
-    return Placement(
-        [
-            (shard_layout(sides[0], tables), shard_layout(sides[1], tables))
-            for tables in assign_tables(others, len(model.shards))
-        ],
-        (GatheredSide.of(sides[0], on_card), GatheredSide.of(sides[1], on_card))
-        if on_card
-        else None,
-    )
-
-
-def _without(side: SideLayout, tables: Set[str]) -> SideLayout:
-    kept = tuple(lookup for lookup in side.lookups if lookup.table not in tables)
-    return attrs.evolve(side, lookups=kept)
 
 
 @attrs.frozen(eq=False)
@@ -198,11 +182,11 @@ def open_front(context: Context, name: str, path: Path, *, max_candidates: int) 
 
     Raises:
         BundleError, SpecError: The bundle cannot be served.
-        StartError: The executors' ``device_tables`` do not fit it.
+        StartError: The placement does not fit it.
     """
     model = context.topology.models[name]
     bundle = load_bundle(path)
-    placement = placement_of(context.topology, name, bundle.manifest)
+    placement = placement_of(model, bundle)
     device = placement.device
     names = tuple(output.name for output in bundle.manifest.outputs)
     widths = tuple(output.width for output in bundle.manifest.outputs)
@@ -212,7 +196,7 @@ def open_front(context: Context, name: str, path: Path, *, max_candidates: int) 
         parser=Parser.for_bundle(bundle, max_candidates=max_candidates),
         shards=[
             ShardRoute(context.ref(shard), user, candidate)
-            for shard, (user, candidate) in zip(model.shards, placement.shards, strict=True)
+            for shard, (user, candidate) in zip(model.shards, placement.shards, strict=False)
             if user.width or candidate.width
         ],
         device=None if device is None else (device[0].layout, device[1].layout),

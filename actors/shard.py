@@ -23,6 +23,7 @@ from kernels.lookup import PooledLookup
 from runtime.actor import Context, Envelope
 from runtime.mailbox import Mailbox
 from runtime.metrics import Metrics
+from runtime.topology import ModelSpec
 from transport.errors import Overloaded, Unavailable
 from transport.messages import (
     ERROR_CODES,
@@ -89,15 +90,16 @@ class EmbeddingShard:
             def progress(share: float, done: int = done) -> None:
                 trio.from_thread.run_sync(self._context.report_ready, (done + share) / len(models))
 
-            version, held = await trio.to_thread.run_sync(self._open, name, model.bundle, progress)
+            version, held = await trio.to_thread.run_sync(self._open, model, model.bundle, progress)
             self._held[name, version] = held
 
-    def _open(self, model: str, path: Path, progress: Callable[[float], None]) -> tuple[str, _Held]:
+    def _open(
+        self, model: ModelSpec, path: Path, progress: Callable[[float], None]
+    ) -> tuple[str, _Held]:
         """Open this shard's part of a bundle: in a thread, as it reads the tables."""
-        topology = self._context.topology
         bundle = load_bundle(path)
-        placement = placement_of(topology, model, bundle.manifest)
-        user, candidate = placement.shards[topology.models[model].shards.index(self._context.name)]
+        placement = placement_of(model, bundle)
+        user, candidate = placement.shards[model.group_of(self._context.name)]
         tables = {table: bundle.table(table) for table in {*user.tables, *candidate.tables}}
         for read, table in enumerate(tables.values()):
             _touch(table)

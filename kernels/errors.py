@@ -19,6 +19,10 @@ class StoreError(BundleError):
     """A table's folder or source is missing, incomplete or damaged: build it again. Names file."""
 
 
+class PlacementError(KernelsError):
+    """A placement does not fit its model: fix its file, or plan again. Names the table."""
+
+
 class SpecError(KernelsError):
     """``features.toml`` is wrong: fix the named feature at the named line."""
 

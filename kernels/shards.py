@@ -114,12 +114,12 @@ def assign_tables(manifest: Manifest, n_shards: int) -> list[tuple[str, ...]]:
     names = [*used, *(table.name for table in manifest.tables if table.name not in used)]
     size = dict.fromkeys(names, 0.0)
     traffic = dict.fromkeys(names, 0.0)
-    dims = {table.name: table.dim for table in manifest.tables}
+    row_bytes = {table.name: table.row_bytes for table in manifest.tables}
     for table in manifest.tables:
-        size[table.name] = 4.0 * table.rows * table.dim
+        size[table.name] = float(table.size_bytes)
     for lookup in lookups:
         rows = lookup.n_ids * (_ROWS_PER_REQUEST if lookup.side == "candidate" else 1)
-        traffic[lookup.table] += rows * (4 * dims[lookup.table] + _ROW_OVERHEAD_BYTES)
+        traffic[lookup.table] += rows * (row_bytes[lookup.table] + _ROW_OVERHEAD_BYTES)
     cuts = _best_cuts(
         np.array([_shares(size), _shares(traffic)]), min(n_shards, max(len(names), 1))
     )

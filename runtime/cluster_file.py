@@ -11,6 +11,12 @@ The file of a small cluster::
     bundle = "bundle"             # a folder, relative to this file
     shards = ["shard-0"]          # actors; the bundle's tables are divided over them
     executors = ["executor-0"]    # actors; requests are divided over them
+    replicas = 1                  # optional: with 2, the second half of the shards holds the same
+                                  # as the first, and a shard and its double are on two nodes
+    missing = "fail"              # optional: what requests get when all replicas of something are
+                                  # gone; "default" for default rows, and answers marked so
+    placement = "placement.toml"  # optional: where tables lie, see kernels/placement/file.py; else
+                                  # the bundle's own placement.toml, if it has one
 
     [nodes.gateway]               # the nodes, in the order in which they stop
     bind = "tcp://10.0.0.1:7500"  # optional: where nodes on other machines reach this one
@@ -47,7 +53,7 @@ import attrs
 
 from runtime.errors import TopologyError
 from runtime.mailbox import CAPACITY
-from runtime.topology import ActorSpec, ModelSpec, NodeSpec, Topology, default_run_folder
+from runtime.topology import FAIL, ActorSpec, ModelSpec, NodeSpec, Topology, default_run_folder
 
 T = TypeVar("T")
 
@@ -157,12 +163,18 @@ def _model(table: _Table, path: Path) -> ModelSpec:
     bundle = table.take("bundle", str)
     shards = table.take("shards", list)
     executors = table.take("executors", list)
-    table.finish("bundle", "shards", "executors")
+    replicas = table.take("replicas", int, 1)
+    missing = table.take("missing", str, FAIL)
+    placement = table.take("placement", str, "")
+    table.finish("bundle", "shards", "executors", "replicas", "missing", "placement")
     return ModelSpec(
         name=table.key,
         bundle=(path.parent / bundle).resolve(),
         shards=tuple(shards),
         executors=tuple(executors),
+        replicas=replicas,
+        missing=missing,
+        placement=(path.parent / placement).resolve() if placement else None,
     )
 
 

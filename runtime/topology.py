@@ -27,6 +27,9 @@ _BIND: Final = re.compile(r"(tcp://.+:\d+|ipc://.+)")
 # The kernel's limit for the path of a Unix socket is 107 bytes (unix(7)), 103 on macOS.
 _IPC_PATH_MOST: Final = 103
 
+FAIL: Final = "fail"
+DEFAULT: Final = "default"
+
 
 @attrs.frozen(kw_only=True)
 class ActorSpec:
@@ -56,12 +59,42 @@ class NodeSpec:
 
 @attrs.frozen(kw_only=True)
 class ModelSpec:
-    """A model: its bundle's folder and the names of the actors that serve it."""
+    """A model: its bundle's folder and the names of the actors that serve it.
+
+    Attributes:
+        shards: Of each group of the placement, as many actors as there are replicas, on distinct
+            nodes: ``shards[r * n_groups + g]`` is replica ``r`` of group ``g``.
+        replicas: Of each group.
+        missing: What happens to a request when all replicas of a group are gone: ``fail``, or
+            ``default`` for default rows and an answer that is marked as degraded.
+        placement: File that says where the tables lie; None for that of the bundle's folder, and
+            without one there, for whole tables divided over the groups.
+    """
 
     name: str
     bundle: Path
     shards: tuple[str, ...]
     executors: tuple[str, ...]
+    replicas: int = 1
+    missing: str = FAIL
+    placement: Path | None = None
+
+    @property
+    def n_groups(self) -> int:
+        """How many groups the shards serve."""
+        return len(self.shards) // self.replicas
+
+    def replicas_of(self, group: int) -> tuple[str, ...]:
+        """Return the shards that serve a group, by replica."""
+        return self.shards[group :: self.n_groups]
+
+    def group_of(self, shard: str) -> int:
+        """Return the group that a shard serves.
+
+        Raises:
+            ValueError: It is no shard of this model.
+        """
+        return self.shards.index(shard) % self.n_groups
 
 
 @attrs.frozen(kw_only=True)
@@ -102,6 +135,7 @@ class Topology:
         for model in self.models.values():
             for key, names in (("shards", model.shards), ("executors", model.executors)):
                 _check_actors(f"models.{model.name}", key, names, homes)
+            _check_replicas(model, homes)
 
     def node(self, name: str) -> NodeSpec:
         """Return a node by name.
@@ -173,6 +207,7 @@ def all_in_one(
     listen: str | None = None,
     gateway: Mapping[str, Any] | None = None,
     executor: Mapping[str, Any] | None = None,
+    placement: Path | None = None,
     drain_s: float = 10.0,
 ) -> Topology:
     """Return a cluster of one node with a gateway, a shard and an executor.
@@ -184,6 +219,7 @@ def all_in_one(
             the node is embedded in a service.
         gateway: More options of the gateway.
         executor: Options of the executor.
+        placement: Says where the model's tables lie, see ``ModelSpec``.
         drain_s: Time to finish what was taken.
     """
     actors = (
@@ -191,7 +227,8 @@ def all_in_one(
         ActorSpec(name="shard-0", class_name=SHARD),
         ActorSpec(name="executor-0", class_name=EXECUTOR, options=dict(executor or {})),
     )
-    return _serving(bundle, model, (NodeSpec(name="node", actors=actors),), 1, drain_s)
+    served = _served(bundle, model, ("shard-0",), placement=placement)
+    return _serving(served, (NodeSpec(name="node", actors=actors),), drain_s)
 
 
 def spread(
@@ -200,13 +237,16 @@ def spread(
     listen: str,
     model: str | None = None,
     n_shards: int = 2,
+    replicas: int = 1,
+    missing: str = FAIL,
     gateway: Mapping[str, Any] | None = None,
     executor: Mapping[str, Any] | None = None,
+    placement: Path | None = None,
     drain_s: float = 10.0,
 ) -> Topology:
     """Return a cluster of a gateway, shards and an executor, each in a node of its own.
 
-    Arguments are those of ``all_in_one``.
+    Arguments are those of ``all_in_one`` and ``ModelSpec``; ``n_shards`` counts replicas.
     """
     shards = [ActorSpec(name=f"shard-{i}", class_name=SHARD) for i in range(n_shards)]
     engine = ActorSpec(name="executor-0", class_name=EXECUTOR, options=dict(executor or {}))
@@ -214,7 +254,9 @@ def spread(
         NodeSpec(name=actor.name, actors=(actor,))
         for actor in (_gateway(listen, gateway), *shards, engine)
     )
-    return _serving(bundle, model, nodes, n_shards, drain_s)
+    names = tuple(shard.name for shard in shards)
+    served = _served(bundle, model, names, replicas=replicas, missing=missing, placement=placement)
+    return _serving(served, nodes, drain_s)
 
 
 GATEWAY: Final = "actors.gateway.Gateway"
@@ -229,26 +271,33 @@ def _gateway(listen: str | None, options: Mapping[str, Any] | None) -> ActorSpec
     return ActorSpec(name="gateway", class_name=GATEWAY, options=own)
 
 
-def _serving(
+def _served(
     bundle: Path | str,
     model: str | None,
-    nodes: tuple[NodeSpec, ...],
-    n_shards: int,
-    drain_s: float,
-) -> Topology:
+    shards: tuple[str, ...],
+    *,
+    replicas: int = 1,
+    missing: str = FAIL,
+    placement: Path | None = None,
+) -> ModelSpec:
     folder = Path(bundle).resolve()
-    name = model or folder.name
-    served = ModelSpec(
-        name=name,
+    return ModelSpec(
+        name=model or folder.name,
         bundle=folder,
-        shards=tuple(f"shard-{i}" for i in range(n_shards)),
+        shards=shards,
         executors=("executor-0",),
+        replicas=replicas,
+        missing=missing,
+        placement=placement,
     )
+
+
+def _serving(served: ModelSpec, nodes: tuple[NodeSpec, ...], drain_s: float) -> Topology:
     return Topology(
         name="tensorbatch",
         nodes=nodes,
-        models={name: served},
-        run_folder=default_run_folder("tensorbatch", folder),
+        models={served.name: served},
+        run_folder=default_run_folder("tensorbatch", served.bundle),
         drain_s=drain_s,
     )
 
@@ -268,3 +317,25 @@ def _check_actors(table: str, key: str, names: tuple[str, ...], homes: Mapping[s
             raise TopologyError(table, key, f"there is no actor {name!r}; there are {known}")
         if names.count(name) > 1:
             raise TopologyError(table, key, f"actor {name!r} is named twice")
+
+
+def _check_replicas(model: ModelSpec, homes: Mapping[str, str]) -> None:
+    table = f"models.{model.name}"
+    if model.missing not in (FAIL, DEFAULT):
+        problem = f'want "{FAIL}" or "{DEFAULT}", got {model.missing!r}'
+        raise TopologyError(table, "missing", problem)
+    if model.replicas < 1:
+        raise TopologyError(table, "replicas", f"want at least 1, got {model.replicas}")
+    if len(model.shards) % model.replicas:
+        problem = f"{len(model.shards)} shards cannot be {model.replicas} replicas of each group"
+        raise TopologyError(table, "replicas", problem)
+    for group in range(model.n_groups):
+        nodes: dict[str, str] = {}
+        for shard in model.replicas_of(group):
+            other = nodes.setdefault(homes[shard], shard)
+            if other != shard:
+                problem = (
+                    f"{other!r} and {shard!r}, replicas of group {group}, are both on node "
+                    f"{homes[shard]!r}"
+                )
+                raise TopologyError(table, "shards", problem)

@@ -135,7 +135,7 @@ def _tables(
             name=name,
             rows=array.shape[0],
             dim=lookup.dim,
-            dtype="float32",
+            dtype="fp32",
             file=f"{name}.npy",
         )
     return tuple(tables.values()), arrays

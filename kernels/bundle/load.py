@@ -102,6 +102,8 @@ def _check_files(path: Path, manifest: Manifest) -> None:
         if Path(file).name != file or not (path / file).is_file():
             raise BundleError(f"{path}: {file} is missing")
     for table in manifest.tables:
+        if table.segments < 1:
+            raise BundleError(f"{path}: table {table.name!r} has {table.segments} segments")
         _map_table(path, table)
     _map(path / "sample.npy", (1, manifest.user.width + manifest.candidate.width))
 

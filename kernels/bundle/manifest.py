@@ -7,7 +7,9 @@ A bundle is a folder::
     dense.onnx       the dense graph
     user.onnx        optional: computes ids, weights and values from user features
     candidate.onnx   optional: the same for what depends on a candidate
-    tables/NAME.npy  one embedding table each, memory-mappable
+    tables/NAME.npy  one embedding table each, memory-mappable, or
+    tables/NAME      the same as a folder of the table store, see ``kernels.store``
+    placement.toml   optional: where the tables lie, see ``kernels.placement``
 
 The *sparse half* takes features to three matrices for each side, one matrix row for each number a
 request (user side) or candidate (candidate side) has, so that a feature's column stays contiguous:
@@ -30,15 +32,43 @@ SideName = Literal["user", "candidate"]
 Pooling = Literal["none", "sum", "mean", "max"]
 
 
+_ITEM_BYTES: Final = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+# What the manifests of bundles call fp32 that were built before tables had other row types.
+_OLD_DTYPES: Final = {"float32": "fp32"}
+
+
+def _row_type(name: str) -> str:
+    return _OLD_DTYPES.get(name, name)
+
+
 @attrs.frozen(kw_only=True)
 class Table:
-    """One embedding table: float32 ``[rows, dim]`` in ``tables/<file>``."""
+    """One embedding table: ``rows`` rows of ``dim`` numbers.
+
+    Attributes:
+        dtype: How rows are stored: ``fp32``, ``fp16``, ``bf16``, or ``int8`` with a scale a row.
+        file: In ``tables/``: a ``.npy`` file, float32 ``[rows, dim]``, or a folder of the store.
+        keyed: Whether rows are found by 64-bit keys instead of by their numbers.
+        segments: Into how many a placement may divide it.
+    """
 
     name: str
     rows: int
     dim: int
-    dtype: str
+    dtype: str = attrs.field(converter=_row_type)
     file: str
+    keyed: bool = False
+    segments: int = 1
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a stored row, its scale included."""
+        return _ITEM_BYTES.get(self.dtype, 4) * self.dim + (4 if self.dtype == "int8" else 0)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all rows; keys and their index come on top."""
+        return self.rows * self.row_bytes
 
 
 @attrs.frozen(kw_only=True)

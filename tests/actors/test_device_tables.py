@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from kernels.host import HostExecutor
 from kernels.program import Precision, Role
 from runtime.errors import StartError
 from runtime.service import Service
-from runtime.topology import ActorSpec, ModelSpec, NodeSpec, Topology, all_in_one
+from runtime.topology import ModelSpec, all_in_one
 from tests import tiny
 from tests.kernels.gpu_help import FakeCuda, fake_cuda
 from transport.messages import Batch, LookupBatch
@@ -36,9 +37,11 @@ class Gathering:
 
     n_lanes = 1
 
-    def __init__(self, bundle: Bundle, options: ExecutorOptions) -> None:
+    def __init__(
+        self, bundle: Bundle, options: ExecutorOptions, device_tables: Collection[str]
+    ) -> None:
         self.bundle = bundle
-        self.sides = DeviceTables.of(bundle.manifest, options.device_tables)
+        self.sides = DeviceTables.of(bundle.manifest, device_tables)
         self.host = HostExecutor(bundle, max_rows=options.max_rows, max_requests=8)
         self.max_rows, self.max_requests = options.max_rows, 8
         self.n_outputs = self.host.n_outputs
@@ -97,20 +100,23 @@ class Gathering:
 
 @pytest.mark.parametrize("names", ["all", ["items"], ["users"], ["genres", "users"]])
 async def test_scores_are_those_of_the_whole_model(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, names: list[str] | str
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str] | str
 ) -> None:
     opened: list[Gathering] = []
 
     def open_gathering(
-        bundle: Bundle, options: ExecutorOptions, name: str, progress: Callable[[float], None]
+        bundle: Bundle,
+        options: ExecutorOptions,
+        name: str,
+        device_tables: Collection[str],
+        progress: Callable[[float], None],
     ) -> Gathering:
-        opened.append(Gathering(bundle, options))
+        opened.append(Gathering(bundle, options, device_tables))
         return opened[0]
 
     monkeypatch.setattr(module, "open_dense", open_gathering)
-    topology = all_in_one(
-        tiny_bundle, executor={"device": "cuda", "device_tables": on_card(tiny_bundle, names)}
-    )
+    placement = on_card(tmp_path, tiny_bundle, names)
+    topology = all_in_one(tiny_bundle, executor={"device": "cuda"}, placement=placement)
     async with Service.open(topology) as service:
         for number in range(5):
             user = {"user_id": number, "history": [number, 3], "age": 20.0 + number}
@@ -127,37 +133,34 @@ async def test_scores_are_those_of_the_whole_model(
     assert opened[0].ids_seen > 0
 
 
-def on_card(bundle: Path, names: list[str] | str) -> list[str] | str:
-    """Return the bundle's tables whose names begin so."""
-    if isinstance(names, str):
-        return names
-    tables = [table.name for table in load_bundle(bundle).manifest.tables]
-    found = [table for table in tables for name in names if table.startswith(name)]
-    assert len(found) == len(names), tables
-    return found
+def on_card(folder: Path, bundle: Path, names: list[str] | str) -> Path:
+    """Write a placement with the bundle's tables whose names begin so on the card."""
+    tables: list[str] | str = names
+    if not isinstance(names, str):
+        known = [table.name for table in load_bundle(bundle).manifest.tables]
+        tables = [table for table in known for name in names if table.startswith(name)]
+        assert len(tables) == len(names), known
+    path = folder / "placement.toml"
+    path.write_text(f"version = 1\ndevice = {json.dumps(tables)}\n")
+    return path
 
 
-def topology_of(bundle: Path, *options: dict[str, object], n_shards: int = 3) -> Topology:
+def model_of(bundle: Path, placement: Path, n_shards: int = 3) -> ModelSpec:
     shards = tuple(f"shard-{i}" for i in range(n_shards))
-    executors = tuple(f"executor-{i}" for i in range(len(options)))
-    actors = [ActorSpec(name=name, class_name="x.Y") for name in shards]
-    actors += [
-        ActorSpec(name=name, class_name="x.Y", options=each)
-        for name, each in zip(executors, options, strict=True)
-    ]
-    model = ModelSpec(name="m", bundle=bundle, shards=shards, executors=executors)
-    return Topology(
-        name="t", nodes=(NodeSpec(name="n", actors=tuple(actors)),), models={"m": model}
+    return ModelSpec(
+        name="m", bundle=bundle, shards=shards, executors=("executor-0",), placement=placement
     )
 
 
 @pytest.mark.parametrize("names", ["all", ["items"], ["users"], []])
-def test_each_table_lies_in_one_place(tiny_bundle: Path, names: list[str] | str) -> None:
-    manifest = load_bundle(tiny_bundle).manifest
-    chosen = on_card(tiny_bundle, names)
-    placement = placement_of(topology_of(tiny_bundle, {"device_tables": chosen}), "m", manifest)
+def test_each_table_lies_in_one_place(
+    tiny_bundle: Path, tmp_path: Path, names: list[str] | str
+) -> None:
+    bundle = load_bundle(tiny_bundle)
+    manifest = bundle.manifest
+    placement = placement_of(model_of(tiny_bundle, on_card(tmp_path, tiny_bundle, names)), bundle)
     assert len(placement.shards) == 3
-    assert (placement.device is None) == (not names)
+    assert (placement.device is None) == (not names) == (not placement.device_tables)
     for index, side in enumerate((manifest.user, manifest.candidate)):
         columns = np.zeros(side.width, int)
         for pair in placement.shards:
@@ -169,18 +172,17 @@ def test_each_table_lies_in_one_place(tiny_bundle: Path, names: list[str] | str)
         assert (columns[: side.width - len(side.values)] == 1).all()
 
 
-def test_executors_of_a_model_must_agree(tiny_bundle: Path) -> None:
-    manifest = load_bundle(tiny_bundle).manifest
-    differ = topology_of(tiny_bundle, {"device_tables": "all"}, {})
-    with pytest.raises(StartError, match="model m: its executors have different device_tables"):
-        placement_of(differ, "m", manifest)
-    with pytest.raises(StartError, match="model m: device_tables: tiny: no table 'x'"):
-        placement_of(topology_of(tiny_bundle, {"device_tables": ["x"]}), "m", manifest)
+def test_a_placement_that_does_not_fit_is_told(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "placement.toml"
+    path.write_text('version = 1\ndevice = ["x"]\n')
+    with pytest.raises(StartError, match=r"model m: .*placement.toml: device: .* no table 'x'"):
+        placement_of(model_of(tiny_bundle, path), load_bundle(tiny_bundle))
 
 
-def test_ids_that_do_not_fit_are_answered(tiny_bundle: Path) -> None:
-    manifest = load_bundle(tiny_bundle).manifest
-    placement = placement_of(topology_of(tiny_bundle, {"device_tables": "all"}), "m", manifest)
+def test_ids_that_do_not_fit_are_answered(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(tiny_bundle)
+    manifest = bundle.manifest
+    placement = placement_of(model_of(tiny_bundle, on_card(tmp_path, tiny_bundle, "all")), bundle)
     layout = BlockLayout.of(manifest, placement.shards, placement.device)
     assert layout.device is not None
     assert not layout.parts
@@ -231,10 +233,9 @@ def test_a_card_gets_the_tables_and_stages_ids(
         max_rows=64,
         lanes=2,
         gpu=gpu | {"input_dtype": input_dtype},
-        device_tables="all",
     )
     bundle = load_bundle(tiny_bundle)
-    dense = open_dense(bundle, options, "ex")
+    dense = open_dense(bundle, options, "ex", [table.name for table in bundle.manifest.tables])
     assert isinstance(dense, GpuExecutor)
     tables = dense.tables
     assert tables == DeviceTables.of(bundle.manifest, ALL, Precision.FP16)
@@ -260,10 +261,7 @@ def test_a_card_gets_the_tables_and_stages_ids(
 
 
 def test_without_a_card_tables_cannot_lie_on_it(tiny_bundle: Path) -> None:
+    bundle = load_bundle(tiny_bundle)
     for device in ("host", "auto"):
-        options = ExecutorOptions(device=device, device_tables="all")
-        with pytest.raises(StartError, match='actor ex: device_tables needs device = "cuda"'):
-            open_dense(load_bundle(tiny_bundle), options, "ex")
-    for wrong in ("some", [1], 3):
-        with pytest.raises(ValueError, match='device_tables: want a list of names or "all"'):
-            ExecutorOptions(device_tables=wrong)  # type: ignore[arg-type]
+        with pytest.raises(StartError, match=r'actor ex: the placement .* needs device = "cuda"'):
+            open_dense(bundle, ExecutorOptions(device=device), "ex", ["items"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -75,7 +75,11 @@ def on_card(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     """Executors run ``Sums`` on the fake card, on two lanes."""
 
     def open_sums(
-        bundle: Bundle, options: ExecutorOptions, name: str, progress: Callable[[float], None]
+        bundle: Bundle,
+        options: ExecutorOptions,
+        name: str,
+        device_tables: Collection[str],
+        progress: Callable[[float], None],
     ) -> GpuExecutor:
         blocks = blocks_of(bundle, options)
 
@@ -206,7 +210,7 @@ def test_a_bundle_is_compiled_loaded_and_captured(
     options = ExecutorOptions(device="auto", max_rows=128, lanes=2, gpu=gpu)
     bundle = load_bundle(tiny_bundle)
     shares: list[float] = []
-    dense = open_dense(bundle, options, "ex", shares.append)
+    dense = open_dense(bundle, options, "ex", progress=shares.append)
     assert isinstance(dense, GpuExecutor)
     assert shares == [0.5, 1.0]
     staging = dense.staging(1)

@@ -42,7 +42,9 @@ def test_a_cluster_file_becomes_a_topology(tmp_path: Path) -> None:
     assert topology.drain_s == 3.0
     assert [node.name for node in topology.nodes] == ["gateway", "shard-0", "executor-0"]
     assert topology.models["films"].bundle == tmp_path / "bundle"
-    assert topology.models["films"].shards == ("shard-0",)
+    films = topology.models["films"]
+    assert films.shards == films.replicas_of(0) == ("shard-0",)
+    assert (films.replicas, films.missing, films.placement) == (1, "fail", None)
     gateway = topology.node("gateway").actors[0]
     assert gateway.class_name == "actors.gateway.Gateway"
     assert gateway.mailbox == 128
@@ -62,6 +64,52 @@ def test_the_name_is_that_of_the_file_unless_given_and_the_run_folder_may_be_cho
     topology = loads(text, Path("/somewhere/small.toml"))
     assert topology.name == "small"
     assert topology.run_folder == Path("/somewhere/run")
+
+
+REPLICATED = """\
+[models.films]
+bundle = "bundle"
+shards = ["a", "b", "c", "d"]
+executors = ["e"]
+replicas = 2
+missing = "default"
+placement = "plans/films.toml"
+[nodes.one.actors]
+a.class = "x.Y"
+b.class = "x.Y"
+e.class = "x.Y"
+[nodes.two.actors]
+c.class = "x.Y"
+d.class = "x.Y"
+"""
+
+
+def test_replicas_of_a_group_are_on_nodes_of_their_own(tmp_path: Path) -> None:
+    model = loads(REPLICATED, tmp_path / "cluster.toml").models["films"]
+    assert (model.n_groups, model.replicas, model.missing) == (2, 2, "default")
+    assert [model.replicas_of(group) for group in range(2)] == [("a", "c"), ("b", "d")]
+    assert [model.group_of(shard) for shard in "abcd"] == [0, 1, 0, 1]
+    assert model.placement == tmp_path / "plans" / "films.toml"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("replicas = 2", "replicas = 0", ":5: [models.films] replicas: want at least 1, got 0"),
+        ("replicas = 2", "replicas = '2'", ":5: [models.films] replicas: want a whole number"),
+        ("replicas = 2", "replicas = 3", ":5: [models.films] replicas: 4 shards cannot be 3 repl"),
+        ("replicas = 2", "replicas = 4", ":3: [models.films] shards: 'a' and 'b', replicas of gr"),
+        ('"a", "b"', '"b", "c"', "shards: actor 'c' is named twice"),
+        ('"b", "c"', '"c", "b"', ":3: [models.films] shards: 'a' and 'b', replicas of group 0, a"),
+        ('"default"', '"zeros"', ':6: [models.films] missing: want "fail" or "default", got'),
+        ("placement = ", "placed = ", ":7: [models.films] placed: is unknown; there are bundle,"),
+    ],
+)
+def test_a_mistake_about_replicas_is_told(old: str, new: str, message: str) -> None:
+    assert old in REPLICATED
+    with pytest.raises(TopologyError) as caught:
+        loads(REPLICATED.replace(old, new, 1), Path("cluster.toml"))
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,31 @@
+"""Where a model's tables lie: in the card's memory, whole in a shard, divided over several, cached.
+
+A table is divided into *segments*, the unit of placement: of a table of keys, by the keys' hash; of
+any other, stretches of rows. A *group* is a logical shard: it holds *pieces*, each a stretch of a
+table's segments, and has one or more replicas, which are actors.
+
+Reading order: ``placement.py`` (the value), ``derive.py`` (the one that a manifest alone gives),
+``check.py`` (whether one fits a manifest), ``file.py`` (``placement.toml``).
+"""
+
+from kernels.placement.check import check_placement
+from kernels.placement.derive import derive
+from kernels.placement.file import (
+    PLACEMENT_FILE,
+    placement_for,
+    read_placement,
+    write_placement,
+)
+from kernels.placement.placement import CachedTable, Piece, Placement
+
+__all__ = [
+    "PLACEMENT_FILE",
+    "CachedTable",
+    "Piece",
+    "Placement",
+    "check_placement",
+    "derive",
+    "placement_for",
+    "read_placement",
+    "write_placement",
+]
