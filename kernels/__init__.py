@@ -1,11 +1,11 @@
 """Models: cut, compiled and run. Synchronous, and knows no event loop.
 
 Reading order: ``bundle/manifest.py`` (what a bundle is), ``features/`` (raw features to ids),
-``graph/`` and ``bundle/build.py`` (an ONNX model becomes a bundle), ``shards.py`` and ``lookup.py``
-(ids to pooled rows), ``store/`` (tables larger than memory), ``executor.py``, ``host.py`` and
-``host_graph.py`` (rows to scores on a processor). On a card: ``ir/`` (the compiler's graph and its
-oracle), ``passes/`` (graphs that mean the same and do less), ``program.py`` (what the compiler
-makes), ``compiler.py`` and ``plan/`` (phases, tiles, steps), ``wide/`` and ``sequences/`` (kernels
-of their own), ``cuda/`` (the device code), ``nvrtc/`` (text to cubins, the cache), ``gpu/`` (lanes,
-buckets, the executor), ``show/`` and ``bench/``.
+``graph/`` and ``bundle/build.py`` (an ONNX model becomes a bundle), ``store/`` (tables larger than
+memory), ``placement/`` (where tables lie), ``shards.py`` and ``lookup.py`` (ids to pooled rows),
+``executor.py``, ``host.py`` and ``host_graph.py`` (rows to scores on a processor). On a card:
+``ir/`` (the compiler's graph and its oracle), ``passes/`` (graphs that mean the same and do less),
+``program.py`` (what the compiler makes), ``compiler.py`` and ``plan/`` (phases, tiles, steps),
+``wide/`` and ``sequences/`` (kernels of their own), ``cuda/`` (the device code), ``nvrtc/`` (text
+to cubins, the cache), ``gpu/`` (lanes, buckets, the executor), ``show/`` and ``bench/``.
 """
