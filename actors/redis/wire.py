@@ -1,0 +1,74 @@
+"""Redis' protocol as values: commands to bytes, bytes to replies. No I/O.
+
+RESP2 (redis.io, "Redis serialization protocol specification"), which every server speaks without
+being asked to. hiredis parses: bulk replies are cut out of the stream in C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TypeAlias, Union
+
+from actors.redis.errors import LinkDown
+from runtime.errors import StartError
+
+Reply: TypeAlias = Union[bytes, int, "ErrorReply", list["Reply"], None]
+
+
+class ErrorReply(Exception):
+    """A server's answer to a command that it refuses. A value: it is returned, not raised.
+
+    Attributes:
+        code: The first word: ``MOVED``, ``WRONGPASS``, ``ERR``.
+    """
+
+    @property
+    def code(self) -> str:
+        """The class of the error."""
+        return str(self).partition(" ")[0]
+
+
+def pack(words: Sequence[bytes]) -> bytes:
+    """Return a command as bytes: an array of bulk strings."""
+    parts = [b"*%d\r\n" % len(words)]
+    parts += [b"$%d\r\n%b\r\n" % (len(word), word) for word in words]
+    return b"".join(parts)
+
+
+class Replies:
+    """Bytes in, replies out, of one connection.
+
+    Raises:
+        StartError: hiredis is not installed.
+    """
+
+    def __init__(self) -> None:
+        hiredis = _hiredis()
+        self._reader = hiredis.Reader(replyError=ErrorReply)
+        self._wrong: type[Exception] = hiredis.HiredisError
+
+    def feed(self, data: bytes | bytearray) -> list[Reply]:
+        """Take what was received; return the replies that are complete with it.
+
+        Raises:
+            LinkDown: This is no Redis.
+        """
+        replies: list[Reply] = []
+        try:
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not False:
+                replies.append(reply)
+        except self._wrong as error:
+            raise LinkDown(f"what answers does not speak Redis' protocol: {error}") from error
+        return replies
+
+
+def _hiredis() -> ModuleType:
+    try:
+        import hiredis
+    except ImportError as error:
+        raise StartError(
+            "tables in Redis need hiredis: pip install 'tensorbatch[redis]'"
+        ) from error
+    return hiredis

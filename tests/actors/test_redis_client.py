@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+
+from actors.redis.client import CHUNK, Client, Command, open_client
+from actors.redis.errors import LinkDown, RedisError, Refused
+from actors.redis.server import Address, parse
+from actors.redis.slots import SlotMap, slot_of, slots_of
+from actors.redis.wire import ErrorReply, Replies, pack
+from tests.redis_help import RedisProcess, needs_redis, redis_cluster, redis_server
+
+TIMEOUT_S = 5.0
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RedisProcess]]:
+    with redis_cluster(tmp_path_factory.mktemp("cluster")) as servers:
+        yield servers
+
+
+@asynccontextmanager
+async def client_of(
+    url: str, *, timeout_s: float = TIMEOUT_S, password: str = ""
+) -> AsyncIterator[Client]:
+    client = await open_client(parse(url, password=password), timeout_s=timeout_s)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(client.run)
+        yield client
+        nursery.cancel_scope.cancel()
+
+
+async def fill(client: Client, keys: list[bytes]) -> None:
+    done = await client.execute([Command.of(key, b"SET", key, b"<%b>" % key) for key in keys])
+    assert done == [b"OK"] * len(keys)
+
+
+# Values
+
+
+def test_a_url_says_where_and_who() -> None:
+    server = parse("rediss://al%40ce:se%3Acret@[::1]:7000,two/3", certificates="ca.pem")
+    assert server.addresses == (Address("::1", 7000), Address("two", 6379))
+    assert (server.user, server.password, server.database) == ("al@ce", "se:cret", 3)
+    assert server.tls
+    assert server.certificates == "ca.pem"
+    assert str(server) == "[::1]:7000,two:6379"
+    assert "secret" not in repr(server)
+    assert parse("redis://:old@h", password="new").password == "new"
+    assert parse("redis://h").greeting() == [pack([b"PING"])]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://h", "redis://", "redis://:secret@", "redis://h:port", "redis://h/x", "redis://h?a=1"],
+)
+def test_what_is_no_url_is_refused_without_telling_the_password(url: str) -> None:
+    with pytest.raises(ValueError, match=r"redis|HOST|want|host") as caught:
+        parse(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_replies_are_cut_out_of_the_stream_wherever_it_breaks() -> None:
+    stream = b"+OK\r\n:7\r\n$3\r\na\r\n\r\n$-1\r\n*2\r\n$1\r\nx\r\n$-1\r\n-MOVED 3 h:1\r\n"
+    for cut in range(len(stream)):
+        replies = Replies()
+        *got, error = [*replies.feed(stream[:cut]), *replies.feed(stream[cut:])]
+        assert got == [b"OK", 7, b"a\r\n", None, [b"x", None]]
+        assert isinstance(error, ErrorReply)
+        assert error.code == "MOVED"
+    with pytest.raises(LinkDown, match="protocol"):
+        Replies().feed(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+def test_slots_are_those_of_the_specification() -> None:
+    assert slot_of(b"123456789") == 0x31C3
+    assert slot_of(b"foo{hash}bar") == slot_of(b"hash")
+    assert slot_of(b"foo{}{bar}") != slot_of(b"bar")
+    assert slot_of(b"foo{{bar}}zap") == slot_of(b"{bar")
+    keys = [b"a", b"x{a}y", b"{", b""]
+    assert slots_of(keys).tolist() == [slot_of(key) for key in keys]
+
+
+@pytest.mark.parametrize(
+    "reply", [b"OK", [[0, 5]], [[0, 5, [b"h"]]], [[5, 0, [b"h", 1]]], [[0, 16384, [b"h", 1]]], 3]
+)
+def test_a_map_of_another_form_is_refused(reply: object) -> None:
+    with pytest.raises(RedisError, match=r"h:1: cannot read"):
+        SlotMap.read(reply, Address("h", 1))  # type: ignore[arg-type]
+
+
+def test_a_map_without_a_host_means_who_was_asked() -> None:
+    slots = SlotMap.read([[0, 5, [None, 7]], [9, 9, [b"other", 8, b"id"]]], Address("h", 1))
+    assert slots.addresses == [Address("h", 7), Address("other", 8)]
+    assert slots.owner[:11].tolist() == [0, 0, 0, 0, 0, 0, -1, -1, -1, 1, -1]
+
+
+# One server
+
+
+@needs_redis
+async def test_many_keys_come_back_in_order(one: RedisProcess) -> None:
+    keys = [b"order:%d" % i for i in range(2 * CHUNK + 3)]
+    async with client_of(one.url) as client:
+        assert not client.is_cluster
+        await fill(client, keys[::2])
+        rng = np.random.default_rng(1)
+        some = [keys[i] for i in rng.permutation(len(keys))]
+        want = [b"<%b>" % key if int(key[6:]) % 2 == 0 else None for key in some]
+        assert await client.get(some) == want
+        assert await client.get([]) == []
+
+
+@needs_redis
+async def test_what_somebody_gave_up_is_not_what_the_next_gets(one: RedisProcess) -> None:
+    async with client_of(one.url) as client:
+        await fill(client, [b"a", b"b"])
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await client.get([b"a"])
+        assert scope.cancelled_caught
+        assert await client.get([b"b"]) == [b"<b>"]
+
+
+@needs_redis
+async def test_errors_about_a_command_are_replies(one: RedisProcess) -> None:
+    async with client_of(one.url) as client:
+        bad, good = await client.execute(
+            [Command.of(b"k", b"NOSUCH", b"k"), Command.of(b"k", b"SET", b"k", b"v")]
+        )
+        assert isinstance(bad, ErrorReply)
+        assert good == b"OK"
+        with pytest.raises(RedisError, match=f"127.0.0.1:{one.port}.*unknown command"):
+            await client.ask(b"k", b"NOSUCH", b"k")
+
+
+@needs_redis
+async def test_a_paused_server_is_given_up_and_found_again(one: RedisProcess) -> None:
+    async with client_of(one.url, timeout_s=0.1) as client:
+        await fill(client, [b"p"])
+        one.cli("client", "pause", "300", "all")
+        with pytest.raises(LinkDown, match=f"127.0.0.1:{one.port}: no answer within 100 ms"):
+            await client.get([b"p"])
+        with pytest.raises(LinkDown, match="no answer"):
+            await client.get([b"p"])  # at once, this time
+        with trio.fail_after(5):
+            while True:
+                try:
+                    assert await client.get([b"p"]) == [b"<p>"]
+                    break
+                except LinkDown:
+                    await trio.sleep(0.02)
+
+
+@needs_redis
+async def test_a_killed_server_is_found_again(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        async with client_of(server.url) as client:
+            await fill(client, [b"a"])
+            server.kill()
+            with pytest.raises(LinkDown, match=f"127.0.0.1:{server.port}: .*refused"):
+                await client.get([b"a"])
+            server.start()
+            with trio.fail_after(5):
+                while True:
+                    try:
+                        assert await client.get([b"a"]) == [None]
+                        break
+                    except LinkDown:
+                        await trio.sleep(0.02)
+
+
+@needs_redis
+async def test_a_connection_lost_in_passing_is_not_noticed(one: RedisProcess) -> None:
+    async with client_of(one.url) as client:
+        await fill(client, [b"a"])
+        one.cli("client", "kill", "type", "normal", "skipme", "yes")
+        assert await client.get([b"a"]) == [b"<a>"]
+
+
+@needs_redis
+async def test_only_the_right_password_gets_in(tmp_path: Path) -> None:
+    with redis_server(tmp_path, "--requirepass", "right") as server:
+        for password in ("", "wrong"):
+            with pytest.raises(Refused, match=f"127.0.0.1:{server.port}: (NOAUTH|WRONGPASS)"):
+                await open_client(parse(server.url, password=password), timeout_s=TIMEOUT_S)
+        async with client_of(server.url, password="right") as client:
+            assert await client.get([b"a"]) == [None]
+
+
+async def test_nobody_there_is_said_so() -> None:
+    with pytest.raises(LinkDown, match=r"127.0.0.1:1: .*refused"):
+        await open_client(parse("redis://127.0.0.1:1"), timeout_s=TIMEOUT_S)
+
+
+async def test_what_is_no_redis_is_said_so() -> None:
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"SSH-2.0-OpenSSH\r\n")
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listener.socket.getsockname()[1]
+        nursery.start_soon(trio.serve_listeners, answer, [listener])
+        with pytest.raises(LinkDown, match="does not speak"):
+            await open_client(parse(f"redis://127.0.0.1:{port}"), timeout_s=TIMEOUT_S)
+        nursery.cancel_scope.cancel()
+
+
+# A cluster
+
+
+@needs_redis
+async def test_a_cluster_is_known_from_any_of_its_servers(cluster: list[RedisProcess]) -> None:
+    keys = [b"key:%d" % i for i in range(300)] + [b"{tag}%d" % i for i in range(CHUNK + 5)]
+    for server in cluster:
+        async with client_of(f"redis://127.0.0.1:1,127.0.0.1:{server.port}") as client:
+            assert client.is_cluster
+            assert {each.port for each in client.addresses} == {each.port for each in cluster}
+            await fill(client, keys)
+            assert await client.get(keys[::-1]) == [b"<%b>" % key for key in keys[::-1]]
+    assert all(int(server.cli("dbsize")) > 50 for server in cluster)
+
+
+@needs_redis
+async def test_a_slot_on_the_move_is_followed(cluster: list[RedisProcess]) -> None:
+    keys = [b"{move}%d" % i for i in range(6)]
+    slot = str(slot_of(b"move"))
+    async with client_of(cluster[0].url) as client:
+        await fill(client, keys)
+        source = next(each for each in cluster if each.cli("exists", "{move}0") == "1")
+        target = next(each for each in cluster if each is not source)
+        ids = source.cli("cluster", "myid"), target.cli("cluster", "myid")
+        assert target.cli("cluster", "setslot", slot, "importing", ids[0]) == "OK"
+        assert source.cli("cluster", "setslot", slot, "migrating", ids[1]) == "OK"
+        moved = [f"{{move}}{i}" for i in range(3)]
+        to = ("migrate", "127.0.0.1", str(target.port), "", "0", "1000", "keys", *moved)
+        assert source.cli(*to) == "OK"
+        want = [b"<%b>" % key for key in keys]
+        assert await client.get(keys) == want  # by TRYAGAIN and ASK
+        for i in (3, 4, 5):
+            source.cli("migrate", "127.0.0.1", str(target.port), f"{{move}}{i}", "0", "1000")
+        for server in (target, source):
+            assert server.cli("cluster", "setslot", slot, "node", ids[1]) == "OK"
+        assert await client.get(keys) == want  # by MOVED
+        assert await client.get(keys) == want
+
+
+@needs_redis
+def test_redis_cli_agrees_on_slots(cluster: list[RedisProcess]) -> None:
+    for key in ("a", "user:{7}:x", "{}", "emb:items:-12"):
+        assert int(cluster[0].cli("cluster", "keyslot", key)) == slot_of(key.encode())
