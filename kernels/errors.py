@@ -40,6 +40,10 @@ class FeatureError(KernelsError):
         self.problem = problem
 
 
+class StateError(KernelsError):
+    """Durable state is damaged, or cannot be written: mend the disk or the file. Names it."""
+
+
 class LookupFailed(KernelsError):
     """Ids and tables do not fit each other: fix parser or bundle. Names the lookup."""
 

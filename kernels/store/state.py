@@ -1,0 +1,335 @@
+"""What updates have made of one shard's tables, of one version of a model: in memory and on disk.
+
+Memory has the changed rows, table by table, where lookups find them (``delta.py``). Disk has a
+snapshot of them and a log of the changes since. A change is first persisted, then applied, then
+acknowledged; so memory never holds what the disk may lose, and what was acknowledged is found
+again.
+
+A *compaction* writes a new snapshot and drops the log that it covers. Changes go on meanwhile, so
+the rows that it copies, some at a time, are of different times; at its end it therefore repeats the
+changes since its beginning, which are in the log, and so comes to one time for all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.errors import StateError
+from kernels.store.changes import CHANGE, Change
+from kernels.store.disk import DISK, Disk
+from kernels.store.log import ROTATE_BYTES, Fsync, Log
+from kernels.store.rows import RowType
+from kernels.store.snapshot import SnapshotWriter, find_snapshot, put_in_force, read_snapshot
+
+# Copying a megabyte takes about 0.1 ms, and lookups wait meanwhile.
+_COPY_BYTES: Final = 1 << 20
+
+
+class ChangedRows(Protocol):
+    """The rows of a table that were changed, in slots that stay as they are numbered."""
+
+    @property
+    def n_rows(self) -> int:
+        """How many there are."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The memory that they take."""
+
+    def put(self, keys: NDArray[np.int64], rows: NDArray[np.uint8]) -> None:
+        """Set rows by their keys; of a key that is there twice the last one counts."""
+
+    def copy(self, first: int, n: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Return copies of the keys and rows of slots ``first`` to ``first + n``, or as many."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class ChangingTable:
+    """A table that takes changes.
+
+    Attributes:
+        dtype: Of its rows.
+        row_bytes: Of a row as it is stored.
+        n_rows: Keys are below it; None if any key may come.
+        changed: Where its changes go.
+    """
+
+    dtype: RowType
+    row_bytes: int
+    n_rows: int | None
+    changed: ChangedRows
+
+
+class UpdateState:
+    """The updates of one shard and version. Loading is for a thread, as it reads all there is.
+
+    Attributes:
+        tables: By name.
+        stream: That of the last change applied, 0 if there was none; ``number`` is its number.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tables: Mapping[str, ChangingTable],
+        *,
+        fsync: Fsync = "batch",
+        rotate_bytes: int = ROTATE_BYTES,
+        disk: Disk = DISK,
+    ) -> None:
+        """Load what a folder has, or begin with nothing.
+
+        Raises:
+            StateError: What was acknowledged is damaged.
+            OSError: The folder cannot be read or written.
+        """
+        self.tables = tables
+        self.stream = 0
+        self.number = 0
+        self._folder = folder
+        self._fsync = fsync
+        self._disk = disk
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log = Log(folder, rotate_bytes=rotate_bytes, disk=disk)
+        self._snapshot: Path | None = None
+        self._applied = 0
+        try:
+            self._load()
+        except (StateError, OSError):
+            self._log.close()
+            raise
+
+    def _load(self) -> None:
+        folder = self._folder
+        found = find_snapshot(folder, disk=self._disk)
+        if found is not None:
+            self._snapshot, self._applied = found
+            for change in self.read_seed(self._snapshot):
+                self.put(change)
+            # Where nothing was synced, a machine may come back with the snapshot but not the log.
+            self._log.skip(self._applied)
+        for record in self._log.replay(self._applied):
+            if record.kind == CHANGE:
+                change = Change.unpack(record.payload)
+                problem = self.problem_of(change)
+                if problem:
+                    raise StateError(f"{folder}: update {change.number}: {problem}")
+                self.apply(record.number, change)
+        self._applied = self._log.newest
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows were changed."""
+        return sum(table.changed.n_rows for table in self.tables.values())
+
+    @property
+    def size_bytes(self) -> int:
+        """The memory that the changed rows take."""
+        return sum(table.changed.size_bytes for table in self.tables.values())
+
+    @property
+    def log_bytes(self) -> int:
+        """The size of the log: what a compaction would drop."""
+        return self._log.size_bytes
+
+    @property
+    def snapshot(self) -> Path | None:
+        """The snapshot in force."""
+        return self._snapshot
+
+    def problem_of(self, change: Change) -> str:
+        """Say why a change cannot be applied; nothing if it can."""
+        table = self.tables.get(change.table)
+        if table is None:
+            return f"table {change.table}: not here"
+        if change.dtype != table.dtype or change.rows.shape[1] != table.row_bytes:
+            return (
+                f"table {change.table}: rows of {change.dtype} in {change.rows.shape[1]} bytes; "
+                f"it has {table.dtype} in {table.row_bytes}"
+            )
+        if len(change.keys) != len(change.rows):
+            return f"table {change.table}: {len(change.keys)} keys of {len(change.rows)} rows"
+        if table.n_rows is not None and len(change.keys):
+            least, greatest = int(change.keys.min()), int(change.keys.max())
+            if least < 0 or greatest >= table.n_rows:
+                row = least if least < 0 else greatest
+                return f"table {change.table}: there is no row {row}; it has {table.n_rows} rows"
+        return ""
+
+    def persist(self, changes: Sequence[Change]) -> list[int]:
+        """Write changes to the log; they survive from when this returns. For a thread.
+
+        Args:
+            changes: Without problems.
+
+        Returns:
+            Their places in the log, for ``apply``; fewer if there was no room for all.
+
+        Raises:
+            StateError: There was room for none.
+            OSError: The log cannot be relied on any more: load the state anew.
+        """
+        places: list[int] = []
+        for change in changes:
+            if self._log.is_full:
+                self._log.rotate()
+            place = self._log.newest + 1
+            try:
+                self._log.append(CHANGE, place, change.pack())
+            except StateError:
+                if not places:
+                    raise
+                break
+            places.append(place)
+        if self._fsync == "batch":
+            self._log.sync()
+        return places
+
+    def apply(self, place: int, change: Change) -> None:
+        """Set a persisted change's rows. No lookup may be under way."""
+        self.tables[change.table].changed.put(change.keys, change.rows)
+        self.stream, self.number = change.stream, change.number
+        self._applied = place
+
+    def put(self, change: Change) -> None:
+        """Set rows that a snapshot holds. No lookup may be under way."""
+        self.tables[change.table].changed.put(change.keys, change.rows)
+
+    def compaction(self) -> Compaction:
+        """Begin a compaction; there may be one at a time."""
+        return Compaction(self, self._applied, SnapshotWriter(self._folder, disk=self._disk))
+
+    def seed_part(self) -> Path:
+        """Return where to write a snapshot that comes from elsewhere."""
+        return self._folder / "snapshot-seed.part"
+
+    def read_seed(self, path: Path) -> Iterator[Change]:
+        """Yield the changes of a snapshot; at their end, take over where it stands.
+
+        Raises:
+            StateError: It is damaged, or not of these tables.
+        """
+        for item in read_snapshot(path):
+            if not isinstance(item, Change):
+                self.stream, self.number = item["stream"], item["number"]
+                continue
+            problem = self.problem_of(item)
+            if problem:
+                raise StateError(f"{path}: {problem}")
+            yield item
+
+    def install_seed(self) -> Path:
+        """Put the snapshot at ``seed_part`` in force, in place of all that was; for a thread.
+
+        Returns:
+            Its path: what is in it is yet to be ``put``, in the order of ``read_seed``.
+
+        Raises:
+            StateError: It is damaged, or not of these tables; nothing has changed.
+            OSError: It cannot be done.
+        """
+        part = self.seed_part()
+        for item in read_snapshot(part):
+            problem = self.problem_of(item) if isinstance(item, Change) else ""
+            if problem:
+                raise StateError(f"{part}: {problem}")
+        fd = self._disk.reopen(part, part.stat().st_size)
+        self._disk.sync(fd)
+        self._disk.close(fd)
+        self._log.rotate()
+        self._applied = self._log.newest
+        self._snapshot = put_in_force(part, self._applied, disk=self._disk)
+        self._log.drop(self._applied)
+        return self._snapshot
+
+    def close(self) -> None:
+        """Close the log."""
+        self._log.close()
+
+    def finish_compaction(
+        self, writer: SnapshotWriter, since: int, upto: int, note: Mapping[str, Any]
+    ) -> None:
+        """Repeat the changes from ``since`` to ``upto`` in a snapshot, and put it in force."""
+        # The log must not be behind the snapshot, not even where nothing else syncs it.
+        self._log.sync()
+        if since < upto:
+            for record in self._log.replay(since):
+                if record.number > upto:
+                    break
+                if record.kind == CHANGE:
+                    writer.add(Change.unpack(record.payload))
+        self._snapshot = writer.finish(upto, note)
+        self._log.drop(upto)
+
+
+class Compaction:
+    """One compaction under way: ``copy`` and ``write`` in turn until there is no more; ``finish``.
+
+    ``copy`` is for whoever serves lookups, between two of them, and is short; ``write`` and
+    ``finish`` are for a thread.
+    """
+
+    def __init__(self, state: UpdateState, since: int, writer: SnapshotWriter) -> None:
+        self._state = state
+        self._since = since
+        self._writer = writer
+        self._left = list(state.tables.items())
+        self._slot = 0
+        self._upto = (0, 0, 0)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of what was written so far."""
+        return self._writer.size_bytes
+
+    def copy(self) -> Change | None:
+        """Return some more rows, or None if there are no more: then changes up to now are in."""
+        while self._left:
+            name, table = self._left[0]
+            n = max(_COPY_BYTES // (table.row_bytes + 8), 1)
+            keys, rows = table.changed.copy(self._slot, n)
+            if len(keys):
+                self._slot += len(keys)
+                return Change(
+                    stream=0,
+                    number=0,
+                    at_us=0,
+                    table=name,
+                    dtype=table.dtype,
+                    keys=keys,
+                    rows=rows,
+                )
+            self._left.pop(0)
+            self._slot = 0
+        state = self._state
+        self._upto = (state._applied, state.stream, state.number)
+        return None
+
+    def write(self, change: Change) -> None:
+        """Write what was copied.
+
+        Raises:
+            OSError: It cannot be written: ``abandon``.
+        """
+        self._writer.add(change)
+
+    def finish(self) -> None:
+        """Put the snapshot in force and drop the log that it covers.
+
+        Raises:
+            StateError: The log is damaged.
+            OSError: It cannot be written.
+        """
+        upto, stream, number = self._upto
+        note = {"stream": stream, "number": number}
+        self._state.finish_compaction(self._writer, self._since, upto, note)
+
+    def abandon(self) -> None:
+        """Give up; the state is as it was."""
+        self._writer.abandon()
