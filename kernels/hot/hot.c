@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "claims.h"
+
 /* Slots that one search for a victim looks at: a group has its period, and one line of memory.
    CHUNK keys are under way at once. A row's first lines are prefetched; the machine fetches on. */
 enum { GROUP = 16, CHUNK = 32, PREFETCHED = 4 };
@@ -20,7 +22,7 @@ typedef struct {
     double read_at; /* -HUGE_VAL: it was invalidated */
 } entry;
 
-/* Mirrored by the cdef in rows.py. */
+/* Mirrored by the cdef in _c.py. */
 typedef struct {
     int64_t capacity, n_cells, n_blocks, row_bytes;
     int64_t period_keys; /* after so many keys, counts are halved */
@@ -36,12 +38,6 @@ typedef struct {
     uint32_t period;
     int64_t hits, misses, stale, admitted, refreshed, refused, evicted, invalidated;
 } hot;
-
-static inline uint64_t mix64(uint64_t x) {
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-}
 
 static inline int64_t below(uint64_t hash32, int64_t n) {
     return (int64_t)((hash32 * (uint64_t)n) >> 32);

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels._native import Native, NativeUnavailable, load
+from kernels._native import Native
+from kernels.hot._c import hot
 from kernels.hot.plain import PlainRows
 from kernels.hot.sizes import GROUP, HotStatistics, Sizes
 
-_CDEF: Final = """
-typedef struct {
-    int64_t capacity, n_cells, n_blocks, row_bytes, period_keys;
-    double stale_s;
-    uintptr_t cells, entries, rows, uses, use_periods, counts, count_periods;
-    int64_t n_rows, hand, n_asked;
-    uint32_t period;
-    int64_t hits, misses, stale, admitted, refreshed, refused, evicted, invalidated;
-} hot;
-int64_t tb_hot_take(hot *h, const int64_t *keys, int64_t n, double now, uint8_t *out,
-                    int64_t *misses);
-void tb_hot_admit(hot *h, const int64_t *keys, int64_t n, const uint8_t *rows, double read_at);
-void tb_hot_invalidate(hot *h, const int64_t *keys, int64_t n);
-"""
 _ALIGNMENT: Final = 64
 
 
@@ -42,16 +27,16 @@ class HotRows:
     """
 
     def __init__(self, sizes: Sizes, stale_s: float, *, native: bool = True) -> None:
-        if not stale_s > 0:
-            raise ValueError(f"stale_s: want more than 0, got {stale_s}")
+        if not stale_s >= 0:
+            raise ValueError(f"stale_s: want at least 0, got {stale_s}")
         self.sizes = sizes
         self.stale_s = stale_s
-        library = _native() if native else None
+        library = hot() if native else None
         self._rows: _NativeRows | PlainRows
-        if isinstance(library, Native):
-            self._rows = _NativeRows(library, sizes, stale_s)
-        else:
+        if library is None:
             self._rows = PlainRows(sizes, stale_s)
+        else:
+            self._rows = _NativeRows(library, sizes, stale_s)
 
     def take(
         self, keys: NDArray[np.int64], now: float, out: NDArray[np.uint8]
@@ -114,14 +99,6 @@ class HotRows:
             raise ValueError(f"rows: want C-ordered uint8 {want}, got {rows.dtype} {rows.shape}")
 
 
-def implementation() -> str:
-    """Say in one line what serves hot rows, compiling it if need be."""
-    native = _native()
-    if isinstance(native, Native):
-        return f"hot rows: C, compiled by {native.description}"
-    return f"hot rows: Python, some microseconds a key ({native})"
-
-
 class _NativeRows:
     """The same in C, on arrays that belong to this."""
 
@@ -177,14 +154,6 @@ class _NativeRows:
     def invalidate(self, keys: NDArray[np.int64]) -> None:
         buffer = self._native.ffi.from_buffer("int64_t[]", keys)
         self._native.lib.tb_hot_invalidate(self._state, buffer, len(keys))
-
-
-@functools.cache
-def _native() -> Native | NativeUnavailable:
-    try:
-        return load(Path(__file__).with_name("hot.c"), _CDEF)
-    except NativeUnavailable as error:
-        return error
 
 
 def _zeros(size: int) -> NDArray[np.uint8]:

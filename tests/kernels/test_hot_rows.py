@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from kernels.hot._c import implementation
 from kernels.hot.plain import PlainRows
-from kernels.hot.rows import HotRows, implementation
+from kernels.hot.rows import HotRows
 from kernels.hot.sizes import GROUP, HotStatistics, Sizes
 
 HAS_C = implementation().startswith("hot rows: C")
@@ -218,8 +219,8 @@ def test_sizes_that_hold_nothing_are_refused() -> None:
         Sizes.fitting(128, 2000)
     with pytest.raises(ValueError, match="row_bytes: want at least 1"):
         Sizes.fitting(0, 2000)
-    with pytest.raises(ValueError, match="stale_s: want more than 0"):
-        HotRows(Sizes.fitting(1, 2000), 0.0)
+    with pytest.raises(ValueError, match="stale_s: want at least 0"):
+        HotRows(Sizes.fitting(1, 2000), -1.0)
 
 
 def test_arrays_of_another_form_are_refused() -> None:
