@@ -39,6 +39,8 @@ This page is the protocol's specification; a client in any language can be writt
    7    Pong         request_id, status                                          none
    8    StatsRequest request_id, reset (bool)                                    none
    9    StatsReply   request_id, stats (JSON text)                               none
+   16   UpdateReq.   request_id, model, table, source, position                  i8 [n], f4 [n, dim]
+   17   UpdateReply  request_id, number, applied, position, behind               none
    64.. between actors: the table at the end of this module
    ==== ============ =========================================================== ===================
 
@@ -319,6 +321,29 @@ _LAYOUTS: Final = (
     f.Layout(8, messages.StatsRequest, {"request_id": f.U64, "reset": f.BOOL}),
     f.Layout(9, messages.StatsReply, {"request_id": f.U64, "stats": f.TEXT}),
     f.Layout(
+        16,
+        messages.UpdateRequest,
+        {
+            "request_id": f.U64,
+            "model": f.NAME,
+            "table": f.NAME,
+            "source": f.NAME,
+            "position": f.U64,
+        },
+        {"keys": ("i8", 1), "rows": ("f4", 2)},
+    ),
+    f.Layout(
+        17,
+        messages.UpdateReply,
+        {
+            "request_id": f.U64,
+            "number": f.U64,
+            "applied": f.U64,
+            "position": f.U64,
+            "behind": f.NAMES,
+        },
+    ),
+    f.Layout(
         64,
         messages.Batch,
         {**_BATCH, **_MODEL, "n_parts": f.U32},
@@ -393,6 +418,48 @@ _LAYOUTS: Final = (
         messages.PartsLate,
         {"seq": f.U64, "message": f.TEXT},
         {"parts": ("i4", 1), "attempts": ("i4", 1), "codes": ("u1", 1)},
+    ),
+    f.Layout(
+        80,
+        messages.UpdateBatch,
+        {
+            "updater": f.NAME,
+            **_MODEL,
+            "table": f.NAME,
+            "stream": f.U64,
+            "number": f.U64,
+            "previous": f.U64,
+            "newest": f.U64,
+            "age_us": f.I64,
+            "dtype": f.NAME,
+        },
+        {"keys": ("i8", 1), "rows": ("u1", 2)},
+    ),
+    f.Layout(
+        81,
+        messages.UpdateAck,
+        {
+            "replica": f.NAME,
+            **_MODEL,
+            "stream": f.U64,
+            "applied": f.U64,
+            "code": f.NAME,
+            "message": f.TEXT,
+        },
+    ),
+    f.Layout(82, messages.SeedOrder, {"updater": f.NAME, **_MODEL, "peer": f.NAME}),
+    f.Layout(83, messages.SeedRequest, {**_MODEL, "snapshot": f.U64, "offset": f.U64}),
+    f.Layout(
+        84,
+        messages.RowsChanged,
+        {**_MODEL, "table": f.NAME},
+        {"keys": ("i8", 1)},
+    ),
+    f.Layout(
+        85,
+        messages.SeedPart,
+        {"snapshot": f.U64, "offset": f.U64, "size": f.U64},
+        {"data": ("u1", 1)},
     ),
 )
 _BY_KIND: Final = {layout.kind: layout for layout in _LAYOUTS}

@@ -169,6 +169,39 @@ def scores_batches(draw: st.DrawFn) -> m.ScoresBatch:
     )
 
 
+@st.composite
+def update_requests(draw: st.DrawFn) -> m.UpdateRequest:
+    n = draw(sizes)
+    return m.UpdateRequest(
+        request_id=draw(u64),
+        model=draw(names),
+        table=draw(names),
+        source=draw(text),
+        position=draw(u64),
+        keys=draw(array(np.int64, n)),
+        rows=draw(array(np.float32, n, draw(sizes))),
+    )
+
+
+@st.composite
+def update_batches(draw: st.DrawFn) -> m.UpdateBatch:
+    n = draw(sizes)
+    return m.UpdateBatch(
+        updater=draw(names),
+        model=draw(names),
+        version=draw(names),
+        table=draw(names),
+        stream=draw(u64),
+        number=draw(u64),
+        previous=draw(u64),
+        newest=draw(u64),
+        age_us=draw(i64),
+        dtype=draw(names),
+        keys=draw(array(np.int64, n)),
+        rows=draw(array(np.uint8, n, draw(sizes))),
+    )
+
+
 messages: st.SearchStrategy[m.Message] = st.one_of(
     score_requests(),
     score_replies(),
@@ -177,6 +210,38 @@ messages: st.SearchStrategy[m.Message] = st.one_of(
     rows_parts(),
     parts_late(),
     scores_batches(),
+    update_requests(),
+    update_batches(),
+    st.builds(
+        m.UpdateReply,
+        request_id=u64,
+        number=u64,
+        applied=u64,
+        position=u64,
+        behind=st.lists(names, max_size=3).map(tuple),
+    ),
+    st.builds(
+        m.UpdateAck,
+        replica=names,
+        model=names,
+        version=names,
+        stream=u64,
+        applied=u64,
+        code=st.sampled_from(m.ERROR_CODES),
+        message=text,
+    ),
+    st.builds(m.SeedOrder, updater=names, model=names, version=names, peer=names),
+    st.builds(m.SeedRequest, model=names, version=names, snapshot=u64, offset=u64),
+    st.builds(
+        m.SeedPart, snapshot=u64, offset=u64, size=u64, data=sizes.flatmap(lambda n: array("u1", n))
+    ),
+    st.builds(
+        m.RowsChanged,
+        model=names,
+        version=names,
+        table=names,
+        keys=sizes.flatmap(lambda n: array("i8", n)),
+    ),
     st.builds(
         m.ErrorReply,
         request_id=u64,
