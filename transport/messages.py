@@ -1,9 +1,9 @@
 """Every message that crosses a wire or a mailbox, as frozen values checked when they are made.
 
 Client messages are ``ScoreRequest``, ``ScoreReply``, ``ErrorReply``, ``ModelsRequest``,
-``ModelsReply``, ``Ping``, ``Pong``, ``UpdateRequest`` and ``UpdateReply``. The others travel between
-actors. Between the gateway and its clients a message concerns one request; between actors it
-carries a *batch*: the requests that the gateway had at hand at one time, as columns (``K``
+``ModelsReply``, ``Ping``, ``Pong``, ``UpdateRequest`` and ``UpdateReply``. The others travel
+between actors. Between the gateway and its clients a message concerns one request; between actors
+it carries a *batch*: the requests that the gateway had at hand at one time, as columns (``K``
 requests, ``M`` rows, a row being one candidate of one request, in request order). A batch is known
 by (``gateway``, ``seq``).
 
