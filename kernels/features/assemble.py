@@ -78,7 +78,7 @@ class Assembler:
         self._values = self._takes(layout.values)
         add = np.array([source.add for source in layout.ids], np.int64)
         self._add = add[:, None] if add.any() else None
-        computed = [k for k, source in enumerate(layout.ids) if source.program]
+        computed = [k for k, s in enumerate(layout.ids) if s.program and bounds[k] is not None]
         self._computed = index_of(computed) if computed else None
         self._computed_bounds = np.array([bounds[k] for k in computed], np.uint64)[:, None]
         self._computed_names = [layout.ids[k].feature for k in computed]
@@ -86,7 +86,7 @@ class Assembler:
             () if program is None else tuple(self._input(program, n) for n in program.inputs)
         )
 
-    def _check_id(self, source: Source, bound: int) -> None:
+    def _check_id(self, source: Source, bound: int | None) -> None:
         """Ids of features are within their table once and for all; computed ones are not known."""
         where = f"{SIDES[self._side]} ids: {source.feature!r}"
         if source.program:
@@ -96,6 +96,8 @@ class Assembler:
         feature = self._feature(source)
         if feature.ids is None:
             raise BundleError(f"{where} is a number: it cannot be looked up")
+        if bound is None:
+            return
         low, high = (each + source.add for each in feature.ids)
         if low < 0 or high >= bound:
             raise BundleError(
@@ -259,11 +261,17 @@ def _pick(columns: Columns, take: _Take, side: int) -> NDArray[Any]:
     return rows
 
 
-def _bounds(manifest: Manifest, layout: SideLayout) -> list[int]:
-    """Return the rows of the smallest table that each row of ids is looked up in."""
-    rows = {table.name: table.rows for table in manifest.tables}
-    bounds = [1 << 63] * len(layout.ids)
+def _bounds(manifest: Manifest, layout: SideLayout) -> list[int | None]:
+    """Return the rows of the smallest table that each row of ids is looked up in.
+
+    None where these are tables of keys alone, which take any.
+    """
+    rows = {table.name: table.rows for table in manifest.tables if not table.keyed}
+    bounds: list[int | None] = [None] * len(layout.ids)
     for lookup in layout.lookups:
+        if lookup.table not in rows:
+            continue
         for place in range(lookup.first_id, lookup.first_id + lookup.n_ids):
-            bounds[place] = min(bounds[place], rows[lookup.table])
+            bound = bounds[place]
+            bounds[place] = min(rows[lookup.table], rows[lookup.table] if bound is None else bound)
     return bounds

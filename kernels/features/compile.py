@@ -12,7 +12,7 @@ import attrs
 import numpy as np
 
 from kernels.errors import FeatureError
-from kernels.features.encode import Ids
+from kernels.features.encode import Ids, Keys
 from kernels.features.faults import CANDIDATE, USER, Mask
 from kernels.features.feature import LIST_KINDS, Encoder, Feature, FeatureSpec, Numeric
 from kernels.features.gather import Form, FormKey
@@ -35,6 +35,8 @@ from kernels.features.vocabulary import VocabularyIndex
 
 _NUMBER_KINDS: Final = frozenset("?bBhHiIlLqQefd")
 _BYTE_KINDS: Final = frozenset("B")
+# Encoders that take numbers as they are.
+_AS_NUMBERS: Final = ("identity", "key")
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -83,9 +85,11 @@ class Plan:
             [self.first[f.name] + column for f in features for column in range(f.width)]
         )
 
-    def ids(self, features: Sequence[Feature]) -> Ids:
-        """Return the encoders of all columns of some features."""
+    def ids(self, features: Sequence[Feature]) -> Ids | Keys:
+        """Return the encoders of all columns of some features: all of them keys, or none."""
         encoders = [_encoder(f) for f in features for _ in range(f.width)]
+        if features[0].keyed:
+            return Keys(encoders)
         which = [self.vocabulary.get(e.vocabulary or "", 0) for e in encoders]
         return Ids(encoders, self.index, which)
 
@@ -202,6 +206,7 @@ class _Steps:
         self.steps: list[Step] = []
         fixed: dict[tuple[int, str], list[_Sent]] = {}
         texts: list[_Sent] = []
+        text_keys: list[_Sent] = []
         absent: list[Feature] = []
         for feature in plan.wanted:  # in the order of their places
             if feature.side != SIDES[side] or not feature.sent:
@@ -213,13 +218,14 @@ class _Steps:
                 absent.append(feature)
             elif feature.numeric is not None:
                 fixed.setdefault((where.block, feature.numeric.transform), []).append(where)
-            elif _encoder(feature).encode == "identity":
-                fixed.setdefault((where.block, "identity"), []).append(where)
+            elif feature.keyed and forms[where.block].text:
+                text_keys.append(where)
+            elif _encoder(feature).encode in _AS_NUMBERS:
+                fixed.setdefault((where.block, _encoder(feature).encode), []).append(where)
             else:
                 texts.append(where)
         self.steps += [self._fixed(block, what, group) for (block, what), group in fixed.items()]
-        if texts:
-            self.steps.append(self._texts(texts))
+        self.steps += [self._texts(group) for group in (texts, text_keys) if group]
         if absent:
             self.steps.append(self._fill(absent))
         self._hash_members(sent)
@@ -234,7 +240,7 @@ class _Steps:
             fields=[f.name for f in features for _ in range(f.width)],
             encoder=(
                 self._plan.ids(features)
-                if what == "identity"
+                if what in _AS_NUMBERS
                 else Numbers([_numeric(f) for f in features for _ in range(f.width)])
             ),
             buckets=what == "bucketise",
@@ -272,7 +278,7 @@ class _Steps:
             feature=feature,
             block=None if sent is None else sent.block,
             source=None if sent is None or split else index_of(sent.rows),
-            encoder=Ids([_encoder(feature)], *self._vocabulary(feature)),
+            encoder=self._plan.ids([attrs.evolve(feature, width=1)]),
             places=self._plan.rows([feature]),
             derived=[
                 (each, self._plan.rows([each]))
@@ -280,10 +286,6 @@ class _Steps:
                 if each.of == (feature.name,)
             ],
         )
-
-    def _vocabulary(self, feature: Feature) -> tuple[VocabularyIndex, list[int]]:
-        file = _encoder(feature).vocabulary
-        return self._plan.index, [self._plan.vocabulary.get(file or "", 0)]
 
     def _fill(self, absent: Sequence[Feature]) -> FillStep:
         """Defaults for what was not sent; where there is none, there are no rows either."""
@@ -309,8 +311,10 @@ class _Steps:
             if feature.numeric is not None:
                 place = self._plan.first[feature.name]
                 self.steps.append(BucketMemberStep(place=place, name=feature.name))
-            elif _encoder(feature).encode == "identity" and feature.name in sent:
+            elif _encoder(feature).encode in _AS_NUMBERS and feature.name in sent:
                 where = sent[feature.name]
+                if self._forms[where.block].text:
+                    continue  # its own step has them
                 rows = index_of(where.rows)
                 self.steps.append(MemberStep(block=where.block, source=rows, name=feature.name))
 

@@ -1,4 +1,4 @@
-"""Values to ids, for many columns at once: the three encoders of ``spec.py``.
+"""Values to ids, for many columns at once: the four encoders of ``spec.py``.
 
 A column is one place of one feature; its parameters are an element of each vector here, so that
 the cost of a batch is a few numpy calls, whatever its number of features. What is rare (missing
@@ -150,23 +150,69 @@ class Ids:
         return ids, drop if drop.any() else None
 
 
+class Keys:
+    """Encoders of some columns to 64-bit keys: numbers as they are, texts by their hash.
+
+    Has the methods of ``Ids``, but for columns of keys any int64 is an id.
+    """
+
+    def __init__(self, encoders: Sequence[Encoder]) -> None:
+        given = [e.missing if isinstance(e.missing, int) else 0 for e in encoders]
+        self._missing = _column(given, np.int64)
+        self._required = _column([e.missing == "error" for e in encoders], np.bool_)
+        self._skipped = _column([e.missing == "skip" for e in encoders], np.bool_)
+
+    def identity(self, raw: NDArray[Any], report: Report) -> tuple[I64, Mask | None]:
+        """Take numbers for keys; uint64 from 2**63 on for the int64 of the same bits.
+
+        Arguments and result are as in ``Ids``.
+        """
+        keys, missing = _integers(raw, report)
+        return (keys, None) if missing is None else self._substitute(keys, missing, report)
+
+    def texts(
+        self,
+        hashes: U64,
+        report: Report,
+        show: Callable[[int, int], str],
+    ) -> tuple[I64, Mask | None]:
+        """Take hashes for keys. Arguments and result are as in ``Ids``."""
+        missing = hashes == 0
+        keys = hashes.view(np.int64)
+        return self._substitute(keys, missing, report) if missing.any() else (keys, None)
+
+    def _substitute(self, keys: I64, missing: Mask, report: Report) -> tuple[I64, Mask | None]:
+        wrong = missing & self._required
+        if wrong.any():
+            report(wrong, lambda c, n: "is missing, and has no default")
+        drop = missing & self._skipped
+        return np.where(missing, self._missing, keys), drop if drop.any() else None
+
+
 def hash_numbers(raw: NDArray[Any], report: Report) -> U64:
     """Return the hashes of the decimal texts of integers of any type; of NaN, zero (missing)."""
-    kind = raw.dtype.char
-    if kind == "?":
-        return hash_integers(raw.astype(np.int64))
-    if kind not in _EXACT:
+    if raw.dtype.kind in "iu":
         return hash_integers(raw)
+    numbers, missing = _integers(raw, report)
+    hashes = hash_integers(numbers)
+    if missing is not None:
+        hashes[missing] = 0
+    return hashes
+
+
+def _integers(raw: NDArray[Any], report: Report) -> tuple[I64, Mask | None]:
+    """Return numbers of any type as int64, and which are NaN (None: none), others reported."""
+    kind = raw.dtype.char
+    if kind not in _EXACT:
+        return raw.astype(np.int64), None
     odd = ~((np.trunc(raw) == raw) & (np.abs(raw) < _EXACT[kind]))
     if not odd.any():
-        return hash_integers(raw.astype(np.int64))
+        return raw.astype(np.int64), None
     missing, wrong = _not_integers(raw, odd, report)
     rounded = odd & ~missing & ~wrong
     if rounded.any():
         report(rounded, lambda c, n: _maybe_rounded(raw[c, n]))
-    hashes = hash_integers(np.where(odd, 0, raw).astype(np.int64))
-    hashes[missing] = 0
-    return hashes
+    return np.where(odd, 0, raw).astype(np.int64), missing
 
 
 def _not_integers(raw: NDArray[Any], odd: Mask, report: Report) -> tuple[Mask, Mask]:

@@ -18,6 +18,10 @@ from kernels.bundle.manifest import Pooling, SideName
 Kind = Literal["categorical", "numeric", "multi", "sequence", "cross", "length", "mask", "weight"]
 Transform = Literal["raw", "log", "log_squared", "standardise", "bucketise"]
 Substitute = int | Literal["error", "skip"]
+Encoding = Literal["vocabulary", "hash", "identity", "key"]
+
+#: The keys that there are: every int64.
+KEYS: Final = (-(1 << 63), (1 << 63) - 1)
 
 LIST_KINDS: Final = ("multi", "sequence")
 SENT_KINDS: Final = ("categorical", "numeric", "multi", "sequence")
@@ -28,15 +32,16 @@ class Encoder:
     """How one value becomes an id.
 
     Attributes:
-        size: Lines of the vocabulary, buckets of the hash, or values of the identity.
+        size: Lines of the vocabulary, buckets of the hash, or values of the identity; keys have no
+            number, and 0 here.
         first_id: Id of the first line, bucket or value: ``identity`` maps ``x`` to
-            ``first_id + x`` for ``0 <= x < size``.
+            ``first_id + x`` for ``0 <= x < size``. A key is what it is, any int64.
         missing: Id of NaN and the empty text; ``skip`` (lists only) drops the entry.
         unseen: Id of a value outside the vocabulary or the identity's range; same.
         vocabulary: The vocabulary's file, relative to the spec's folder.
     """
 
-    encode: Literal["vocabulary", "hash", "identity"]
+    encode: Encoding
     size: int
     first_id: int = 0
     missing: Substitute = "error"
@@ -122,6 +127,11 @@ class Feature:
     def sent(self) -> bool:
         """Whether clients send it; otherwise it is derived from others."""
         return self.kind in SENT_KINDS
+
+    @property
+    def keyed(self) -> bool:
+        """Whether its ids are keys, to be looked up in tables of keys alone."""
+        return self.encoder is not None and self.encoder.encode == "key"
 
     @property
     def graph_width(self) -> int | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 import numpy as np
 
 from kernels.bundle.manifest import Pooling, SideName
-from kernels.errors import SpecError
+from kernels.errors import SpecError, StoreError
 from kernels.features.feature import (
+    KEYS,
     Encoder,
+    Encoding,
     Feature,
     Kind,
     Numeric,
@@ -22,6 +24,7 @@ from kernels.features.feature import (
 from kernels.features.hashing import U64
 from kernels.features.section import Section
 from kernels.features.vocabulary import read_vocabulary
+from kernels.store.header import is_table, read_header
 
 MAX_WIDTH: Final = 100_000  # columns of one feature: keeps a slip from allocating gigabytes
 
@@ -45,12 +48,23 @@ class SpecFolder:
                 return name, 1
         return name, len(self.vocabularies[name]) if name else 1
 
-    def table(self, section: Section, n_ids: int) -> tuple[str | None, int | None]:
-        """Return the name of the section's table file and its dim, each None if there is none."""
+    def table(self, section: Section, n_ids: int, *, keyed: bool) -> tuple[str | None, int | None]:
+        """Return the name of the section's table and its dim, each None if there is none.
+
+        Args:
+            section: Names the table: a ``.npy`` file, or a folder of the table store.
+            n_ids: One more than the highest id.
+            keyed: Whether ids are keys.
+        """
         if not section.has("table"):
             return None, None
         name = self._name(section, "table")
         if not name or not self.tables:
+            return name, None
+        if is_table(self.folder / name):
+            return name, self._stored(section, name, n_ids, keyed=keyed)
+        if keyed:
+            section.problem(f"{name}: keys want a folder of a table of keys", "table")
             return name, None
         try:
             table = np.load(self.folder / name, mmap_mode="r")
@@ -63,6 +77,19 @@ class SpecFolder:
         if len(table) < n_ids:
             section.problem(f"{name} has {len(table)} rows, ids go up to {n_ids - 1}", "table")
         return name, int(table.shape[1])
+
+    def _stored(self, section: Section, name: str, n_ids: int, *, keyed: bool) -> int | None:
+        try:
+            header = read_header(self.folder / name)
+        except StoreError as error:
+            section.problem(str(error), "table")
+            return None
+        if header.keyed != keyed:
+            what = ("keys", "row numbers") if header.keyed else ("row numbers", "keys")
+            section.problem(f"{name} is found by {what[0]}, the feature gives {what[1]}", "table")
+        elif not keyed and header.rows < n_ids:
+            section.problem(f"{name} has {header.rows} rows, ids go up to {n_ids - 1}", "table")
+        return header.dim
 
     def _name(self, section: Section, key: str) -> str:
         name = section.text(key)
@@ -86,7 +113,8 @@ def read_sent(section: Section, kind: str, folder: SpecFolder) -> Feature:
             section, folder, kind="numeric", side=side, width=width, ids=ids, numeric=numeric
         )
     encoder = _encoder(section, folder, lists=kind != "categorical")
-    padding = None if kind == "categorical" else _padding(section, kind)
+    keyed = encoder.encode == "key"
+    padding = None if kind == "categorical" else _padding(section, kind, keyed=keyed)
     width_key = "width" if padding is None else "max_length"
     default = 1 if padding is None else None
     width = section.integer(width_key, default, low=1, high=MAX_WIDTH)
@@ -113,7 +141,8 @@ def finish(
     """Make the feature after reading what all kinds share: input, column, table, pooling."""
     table, dim, pooling = None, None, "none"
     if ids is not None and kind != "length":
-        table, dim = folder.table(section, ids[1] + 1)
+        keyed = rest.get("encoder") is not None and rest["encoder"].encode == "key"
+        table, dim = folder.table(section, ids[1] + 1, keyed=keyed)
         if table is not None:
             pooling = section.choice("pooling", ("none", "sum", "mean", "max"), "none")
         elif section.has("pooling"):
@@ -135,14 +164,17 @@ def finish(
 
 
 def _encoder(section: Section, folder: SpecFolder, *, lists: bool) -> Encoder:
-    encode = section.choice("encode", ("vocabulary", "hash", "identity"))
+    encode = section.choice("encode", ("vocabulary", "hash", "identity", "key"))
+    if encode == "key":
+        missing = _substitute(section, "missing", lists=lists, keyed=True)
+        return Encoder(encode="key", size=0, missing=missing)
     vocabulary, size = None, 1
     if encode == "vocabulary":
         vocabulary, size = folder.vocabulary(section, "vocabulary")
     else:
         size = section.integer("buckets" if encode == "hash" else "size", low=1)
     return Encoder(
-        encode=cast("Literal['vocabulary', 'hash', 'identity']", encode),
+        encode=cast("Encoding", encode),
         size=size,
         first_id=section.integer("first_id", 0),
         missing=_substitute(section, "missing", lists=lists),
@@ -151,14 +183,23 @@ def _encoder(section: Section, folder: SpecFolder, *, lists: bool) -> Encoder:
     )
 
 
-def _substitute(section: Section, key: str, *, lists: bool) -> Substitute:
+def _substitute(section: Section, key: str, *, lists: bool, keyed: bool = False) -> Substitute:
     value = section.word(key, ("error", "skip") if lists else ("error",))
     if value is not None:
         return cast("Substitute", value)
-    return section.integer(key) if section.has(key) else "error"
+    return _id(section, key, keyed=keyed) if section.has(key) else "error"
+
+
+def _id(section: Section, key: str, default: int | None = None, *, keyed: bool) -> int:
+    """Return an id; any int64 is a key."""
+    if keyed:
+        return section.integer(key, default, low=KEYS[0], high=KEYS[1])
+    return section.integer(key, default)
 
 
 def _id_range(encoder: Encoder, padding: Padding | None) -> tuple[int, int]:
+    if encoder.encode == "key":
+        return KEYS
     ids = [encoder.first_id, encoder.first_id + encoder.size - 1]
     ids += [value for value in (encoder.missing, encoder.unseen) if isinstance(value, int)]
     if padding is not None:
@@ -166,12 +207,12 @@ def _id_range(encoder: Encoder, padding: Padding | None) -> tuple[int, int]:
     return min(ids), max(ids)
 
 
-def _padding(section: Section, kind: str) -> Padding:
+def _padding(section: Section, kind: str, *, keyed: bool) -> Padding:
     keep = section.choice(
         "keep", ("error", "first", "last"), "last" if kind == "sequence" else "error"
     )
     return Padding(
-        pad=section.integer("pad", 0),
+        pad=_id(section, "pad", 0, keyed=keyed),
         side=cast("Any", section.choice("pad_side", ("left", "right"), "right")),
         keep=cast("Any", keep),
     )

@@ -7,7 +7,7 @@
     [features.user_id]
     side = "user"               # or "candidate"
     kind = "categorical"        # categorical, numeric, multi, sequence, cross, length, mask
-    encode = "vocabulary"       # vocabulary (a file), hash (buckets) or identity (size)
+    encode = "vocabulary"       # vocabulary (a file), hash (buckets), identity (size) or key
     vocabulary = "user_id.txt"  # beside features.toml; one value a line, line n is id first_id + n
     first_id = 1                # default 0
     missing = 0                 # an id, or "error" (default): NaN, "" or a column that is absent
@@ -15,6 +15,12 @@
     width = 1                   # so many ids side by side (default 1)
     input = "X"                 # the graph input that it feeds (default: its own name)
     column = 3                  # and its first column there (default 0)
+
+    [features.ad_id]
+    side = "candidate"
+    kind = "categorical"
+    encode = "key"              # for tables of keys: an integer of 64 bits as it is, or the hash of
+    missing = 0                 # a text (see hashing.py); so 17 and "17" are two keys
 
     [features.price]
     side = "candidate"
@@ -40,7 +46,8 @@
     pad = 0                     # default 0
     keep = "first"              # of a longer list: first, last, error (default: error)
     missing = "skip"            # lists only: drop the entry
-    table = "genres.npy"        # any id feature: its own table, whose rows the graph input takes
+    table = "genres.npy"        # any id feature: its own table, whose rows the graph input takes;
+                                # or a folder that kernels.store made
     pooling = "mean"            # none (default), sum, mean, max; over the entries, not the padding
 
     [features.history]          # a list in order

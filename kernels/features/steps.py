@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.features.encode import Ids, Report, hash_numbers, number_text
+from kernels.features.encode import Ids, Keys, Report, hash_numbers, number_text
 from kernels.features.faults import Faults, Mask
 from kernels.features.feature import Feature
 from kernels.features.gather import Gathered
@@ -103,7 +103,7 @@ class FixedStep:
     source: Index
     places: Index
     fields: Sequence[str]
-    encoder: Ids | Numbers
+    encoder: Ids | Keys | Numbers
     buckets: bool = False
 
     def run(self, blocks: Sequence[Gathered], out: SideColumns, faults: Faults) -> None:
@@ -112,7 +112,7 @@ class FixedStep:
         assert matrix is not None
         raw = matrix[self.source]
         report = _reporter(faults, self.side, self.fields)
-        if isinstance(self.encoder, Ids):
+        if not isinstance(self.encoder, Numbers):
             out.put_ids(self.places, self.encoder.identity(raw, report)[0])
         elif self.buckets:
             out.put_ids(self.places, self.encoder.buckets(raw, report))
@@ -137,12 +137,15 @@ class HashSource:
 
 @attrs.frozen(kw_only=True, eq=False)
 class TextStep:
-    """All columns of one side that are found by hash: vocabularies and buckets, in one search."""
+    """All columns of one side that are found by hash: vocabularies and buckets, in one search.
+
+    Or all whose keys are the hashes themselves.
+    """
 
     side: int
     sources: Sequence[HashSource]
     places: Index
-    encoder: Ids
+    encoder: Ids | Keys
     members: Sequence[tuple[str, int]] = ()
 
     def run(self, blocks: Sequence[Gathered], out: SideColumns, faults: Faults) -> None:
@@ -193,7 +196,7 @@ class ListStep:
     feature: Feature
     block: int | None
     source: Index | None
-    encoder: Ids
+    encoder: Ids | Keys
     places: Index
     derived: Sequence[tuple[Feature, Index]]
 
@@ -237,7 +240,7 @@ class ListStep:
         report = _reporter(faults, self.side, (self.feature.name,), rows)
         encode = self.feature.encoder
         assert encode is not None
-        if raw is not None and encode.encode == "identity":
+        if raw is not None and encode.encode in ("identity", "key"):
             ids, drop = self.encoder.identity(raw[None], report)
         else:
             if raw is not None:
@@ -255,7 +258,7 @@ class ListStep:
 
 @attrs.frozen(kw_only=True, eq=False)
 class MemberStep:
-    """Hashes of identity columns that a cross reads; their own step reports what is wrong."""
+    """Hashes of columns of numbers that a cross reads; their own step reports what is wrong."""
 
     block: int
     source: Index

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,15 @@ def side_layout(
     )
 
 
-def manifest_of(user: SideLayout, candidate: SideLayout, rows: dict[str, int]) -> Manifest:
+def manifest_of(
+    user: SideLayout, candidate: SideLayout, rows: dict[str, int], keyed: Collection[str] = ()
+) -> Manifest:
     return Manifest(
         format=1,
         model="test",
         version="",
         tables=tuple(
-            Table(name=name, rows=n, dim=1, dtype="float32", file=f"{name}.npy")
+            Table(name=name, rows=n, dim=1, dtype="fp32", file=name, keyed=name in keyed)
             for name, n in rows.items()
         ),
         user=user,
@@ -95,6 +97,7 @@ def manifest_of(user: SideLayout, candidate: SideLayout, rows: dict[str, int]) -
 def whole_manifest(spec: FeatureSpec, order: Sequence[str] | None = None) -> Manifest:
     """Return a manifest that reads every feature: lengths as ids too, masks as weights."""
     rows: dict[str, int] = {}
+    keyed = {feature.name for feature in spec.features if feature.keyed}
     layouts = {}
     sides: tuple[SideName, SideName] = ("user", "candidate")
     for side in sides:
@@ -107,13 +110,13 @@ def whole_manifest(spec: FeatureSpec, order: Sequence[str] | None = None) -> Man
             if feature.ids is not None:
                 ids += sources
                 tables += [name] * feature.width
-                rows[name] = feature.ids[1] + 1
+                rows[name] = 1 if name in keyed else feature.ids[1] + 1
             elif feature.kind in ("mask", "weight"):
                 weights += sources
             else:
                 values += sources
         layouts[side] = side_layout(side, ids=ids, weights=weights, values=values, tables=tables)
-    return manifest_of(layouts["user"], layouts["candidate"], rows)
+    return manifest_of(layouts["user"], layouts["candidate"], rows, keyed)
 
 
 def parser_of(text: str, folder: Path = Path("/nowhere"), max_candidates: int = 100) -> Parser:

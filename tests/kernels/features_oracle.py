@@ -241,9 +241,13 @@ class Oracle:
             if not 0 <= value < encoder.size:
                 return _substitute(encoder.unseen)
             return encoder.first_id + value
+        if encoder.encode == "key" and isinstance(entry, Number) and not entry.missing:
+            return (entry.integer() + 2**63) % 2**64 - 2**63
         text = _as_text(entry)
         if text == b"":
             return _substitute(encoder.missing)
+        if encoder.encode == "key":
+            return (murmur64a(text) + 2**63) % 2**64 - 2**63
         if encoder.encode == "hash":
             return encoder.first_id + murmur64a(text) % encoder.size
         return self._line(encoder, text)

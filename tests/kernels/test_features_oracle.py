@@ -43,14 +43,15 @@ def features(draw: st.DrawFn, name: str) -> str:
         if draw(st.booleans()):
             lines.append(f"missing = {draw(st.sampled_from([0.0, -1, 2.5]))}")
     else:
-        encode = draw(st.sampled_from(["vocabulary", "hash", "identity"]))
+        encode = draw(st.sampled_from(["vocabulary", "hash", "identity", "key"]))
         lines.append(f'encode = "{encode}"')
         sizes = {"vocabulary": f'vocabulary = "{FILE}"', "hash": "buckets = 11"}
         big = draw(st.sampled_from([9, 2**25]))
-        lines.append(sizes.get(encode, f"size = {big}"))
-        lines.append(f"first_id = {draw(st.sampled_from([0, 1, 5]))}")
+        if encode != "key":
+            lines.append(sizes.get(encode, f"size = {big}"))
+            lines.append(f"first_id = {draw(st.sampled_from([0, 1, 5]))}")
         choices = ["1", "30", '"error"'] + (['"skip"'] if kind != "categorical" else [])
-        for key in ("missing", "unseen") if encode != "hash" else ("missing",):
+        for key in ("missing", "unseen") if encode in ("vocabulary", "identity") else ("missing",):
             if draw(st.booleans()):
                 lines.append(f"{key} = {draw(st.sampled_from(choices))}")
     if kind in ("multi", "sequence"):
@@ -60,7 +61,7 @@ def features(draw: st.DrawFn, name: str) -> str:
         if draw(st.booleans()):
             lines.append(f'keep = "{draw(st.sampled_from(["first", "last", "error"]))}"')
         if draw(st.booleans()):
-            lines.append('table = "t.npy"')
+            lines.append('table = "t"')
             lines.append(f'pooling = "{draw(st.sampled_from(["none", "sum", "mean", "max"]))}"')
     elif draw(st.booleans()):
         lines.append(f"width = {draw(st.integers(1, 3))}")
