@@ -9,7 +9,7 @@ another.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from collections.abc import Callable
 from typing import NoReturn
 
 import trio
@@ -21,13 +21,15 @@ from actors.options import read_options
 from actors.scatter import placement_of
 from actors.serving import LOST, Serving
 from actors.usual import answer_usual
-from kernels.bundle.load import load_bundle
+from actors.versions import QUESTIONS, Versions
+from kernels.bundle.load import Bundle
 from kernels.errors import DeviceLost
+from kernels.gpu.executor import GpuExecutor
+from kernels.host import HostExecutor
 from runtime.actor import Context, Envelope
 from runtime.errors import StartError
 from runtime.mailbox import Mailbox
 from runtime.metrics import Metrics
-from runtime.topology import ModelSpec
 from runtime.window import WindowPolicy
 from transport.errors import Overloaded, Unavailable
 from transport.messages import (
@@ -53,39 +55,45 @@ class Executor:
         self._context = context
         self._options = read_options(ExecutorOptions, context.name, context.options)
         self._metrics = Metrics()
-        self._servings: dict[str, Serving] = {}  # by version, the last that was loaded at the end
-        self._token: trio.lowlevel.TrioToken
-        self._is_open = False
+        self._model = self._served()
+        self._versions: Versions[Serving]
 
     async def run(
         self, mailbox: Mailbox, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Serve until the mailbox is closed and empty and every launch is done."""
-        self._token = trio.lowlevel.current_trio_token()
-        model = self._served()
+        self._versions = versions = Versions(
+            self._context,
+            [self._model],
+            self._open,
+            on_ready=lambda serving: serving.start(nursery),
+            close_version=_retire,
+        )
         try:
-            engine = await trio.to_thread.run_sync(self._open, model, model.bundle)
-            self._is_open = True
             async with trio.open_nursery() as nursery:
-                self._serve_version(engine, nursery)
+                await versions.start()
                 task_status.started()
                 while envelopes := await mailbox.receive_batch(_RECEIVE_MOST):
                     for envelope in envelopes:
-                        self._serve(envelope)
-                    for serving in self._servings.values():
+                        if isinstance(envelope.message, QUESTIONS):
+                            versions.serve(envelope, nursery)
+                        else:
+                            self._serve(envelope)
+                    for serving in versions.ready.values():
                         serving.pump()
-                for serving in self._servings.values():
+                for serving in list(versions.ready.values()):
                     await serving.wait_idle()
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             lost = group.subgroup(DeviceLost)
             if lost is None:
                 raise
-            for serving in self._servings.values():
+            for serving in versions.ready.values():
                 await serving.wait_quiet()
             await self._abandon(mailbox, lost)
         finally:
-            for serving in self._servings.values():
+            while versions.ready:
+                _, serving = versions.ready.popitem()
                 await serving.aclose()
 
     async def _abandon(self, mailbox: Mailbox, error: BaseException) -> NoReturn:
@@ -98,13 +106,13 @@ class Executor:
             while envelopes := await mailbox.receive_batch(_RECEIVE_MOST):
                 for envelope in envelopes:
                     self._serve(envelope)
-            for serving in self._servings.values():
+            for serving in self._versions.ready.values():
                 serving.engine.abandon(LOST)
             await trio.sleep(_LAST_WORDS_S)
         raise error
 
-    def _served(self) -> ModelSpec:
-        """Return the model that the topology has this executor serve."""
+    def _served(self) -> str:
+        """Return the name of the model that the topology has this executor serve."""
         name = self._context.name
         served = [m for m in self._context.topology.models.values() if name in m.executors]
         if len(served) != 1:
@@ -112,16 +120,26 @@ class Executor:
             raise StartError(
                 f"actor {name}: an executor serves one model; the topology says {names}"
             )
-        return served[0]
+        return served[0].name
 
-    def _open(self, model: ModelSpec, path: Path) -> Engine:
+    def _open(self, model: str, bundle: Bundle, progress: Callable[[float], None]) -> Serving:
         """Load a bundle's dense graph: in a thread, as it takes seconds."""
-        options = self._options
-        bundle = load_bundle(path)
-        placement = placement_of(model, bundle)
+        placement = placement_of(self._context.topology.models[model], bundle)
+        layout = BlockLayout.of(bundle.manifest, placement.shards, placement.device)
         dense = open_dense(
-            bundle, options, self._context.name, placement.device_tables, self._report
+            bundle, self._options, self._context.name, placement.device_tables, progress
         )
+        try:
+            engine = self._engine(dense, bundle.manifest.version, layout)
+        except BaseException:
+            dense.close()
+            raise
+        return Serving(engine, self._context.name, self._metrics)
+
+    def _engine(
+        self, dense: HostExecutor | GpuExecutor, version: str, layout: BlockLayout
+    ) -> Engine:
+        options = self._options
         policy: WindowPolicy[Work] = WindowPolicy(
             max_rows=dense.max_rows,
             max_requests=dense.max_requests,
@@ -133,34 +151,23 @@ class Executor:
         for n_rows, seconds in dense.measure():
             policy.learn(n_rows, seconds)
         return Engine(
-            version=bundle.manifest.version,
+            version=version,
             dense=dense,
-            layout=BlockLayout.of(bundle.manifest, placement.shards, placement.device),
+            layout=layout,
             policy=policy,
             tell=self._tell,
             metrics=self._metrics,
         )
 
-    def _serve_version(self, engine: Engine, nursery: trio.Nursery) -> None:
-        """Take batches of an engine's version from now on."""
-        serving = Serving(engine, self._context.name, self._metrics)
-        self._servings[engine.version] = serving
-        nursery.start_soon(serving.run)
-
-    def _report(self, progress: float) -> None:
-        """Say how far compiling has come, while that is what opening waits for; in any thread."""
-        if not self._is_open:
-            self._token.run_sync_soon(self._context.report_ready, progress)
-
     def _serve(self, envelope: Envelope) -> None:
         message = envelope.message
         if isinstance(message, Batch):
-            serving = self._servings.get(message.version)
+            serving = self._versions.ready.get((self._model, message.version))
             if serving is None:  # any of them refuses it
-                serving = next(reversed(self._servings.values()))
+                serving = self._versions.of(self._model)
             serving.engine.begin(message, envelope.received_at)
         elif isinstance(message, RowsPart | LookupBatch):
-            serving = self._servings.get(message.version)
+            serving = self._versions.ready.get((self._model, message.version))
             if serving is None:  # the gateway was told, when the head came
                 self._metrics.count("strays")
             else:
@@ -175,3 +182,11 @@ class Executor:
             # The gateway itself is gone or stuck; its clients' time-outs are all that is left.
             self._metrics.count("undelivered", len(scores.requests))
             log.warning("%s to %s: %s", self._context.name, gateway, error)
+
+
+async def _retire(serving: Serving) -> None:
+    """Let a version that is not in use any more finish what it has, and give it back."""
+    try:
+        await serving.wait_idle()
+    finally:
+        await serving.aclose()

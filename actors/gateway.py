@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from actors.inflight import InFlight, Pending
 from actors.options import read_options
 from actors.scatter import ModelFront, open_front
+from actors.versions import QUESTIONS, Versions
+from kernels.bundle.load import Bundle
 from kernels.features.blocks import ParsedBatch, RawRequest
 from runtime.actor import Context, Reply
 from runtime.admission import Admission
@@ -103,9 +105,10 @@ class Gateway:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._options = read_options(GatewayOptions, context.name, context.options)
-        self._models: dict[str, ModelFront] = {}  # the versions that serve what comes
-        self._fronts: dict[tuple[str, str], ModelFront] = {}  # all, by model and version
         self._flight = InFlight()
+        self._versions = Versions(
+            context, list(context.topology.models), self._open, n_in_flight=self._flight.n_of
+        )
         self._seq = itertools.count(1)
         self._socket: RouterSocket | None = None
         self._admission = Admission(
@@ -119,11 +122,7 @@ class Gateway:
         self, mailbox: Mailbox, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Serve until the node stops this actor and every request has its answer."""
-        for name, model in self._context.topology.models.items():
-            front = open_front(
-                self._context, name, model.bundle, max_candidates=self._options.max_candidates
-            )
-            self._models[name] = self._fronts[name, front.version] = front
+        await self._versions.start()
         async with self._listening(), trio.open_nursery() as nursery:
             if self._socket is not None:
                 nursery.start_soon(self._serve_clients, self._socket, nursery)
@@ -136,6 +135,10 @@ class Gateway:
                 await self._left.wait()
             mailbox.close()
             nursery.cancel_scope.cancel()
+
+    def _open(self, model: str, bundle: Bundle, progress: Callable[[float], None]) -> ModelFront:
+        """Make what this gateway needs of a bundle: in a thread, as its features may be many."""
+        return open_front(self._context, model, bundle, max_candidates=self._options.max_candidates)
 
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[None]:
@@ -178,6 +181,8 @@ class Gateway:
                 message = envelope.message
                 if type(message) is ScoresBatch:
                     self._settle(message)
+                elif isinstance(message, QUESTIONS):
+                    self._versions.serve(envelope, nursery)
                 elif envelope.reply is None:
                     self._metrics.count("strays")
                 elif type(message) is ScoreRequest:
@@ -191,7 +196,8 @@ class Gateway:
             status = "draining" if self._context.stopping.is_set() else "ready"
             self._answer(route, Pong(request_id=message.request_id, status=status))
         elif isinstance(message, ModelsRequest):
-            models = json.dumps({name: model.describe() for name, model in self._models.items()})
+            versions = self._versions
+            models = json.dumps({name: versions.of(name).describe() for name in versions.current})
             self._answer(route, ModelsReply(request_id=message.request_id, models=models))
         elif isinstance(message, StatsRequest):
             nursery.start_soon(self._answer_stats, message, route)
@@ -211,21 +217,21 @@ class Gateway:
             if refusal is not None:
                 self._refuse(arrival.route, arrival.request.request_id, *refusal)
             elif arrival.request.n_candidates == 0:
-                model = self._models[arrival.request.model]
+                model = self._versions.of(arrival.request.model)
                 self._answer(arrival.route, model.no_scores(arrival.request.request_id))
             else:
                 room -= 1
                 by_model.setdefault(arrival.request.model, []).append(arrival)
         for name, of_model in by_model.items():
             for chunk in _chunks(of_model, self._options.max_batch_rows):
-                self._parse(self._models[name], chunk)
+                self._parse(self._versions.of(name), chunk)
 
     def _refusal(self, request: ScoreRequest, room: int) -> tuple[str, str, str] | None:
         """Return code, message and field if a request is refused unread."""
         if self._context.stopping.is_set():
             return "unavailable", "the gateway is draining", ""
-        if request.model not in self._models:
-            known = ", ".join(sorted(self._models))
+        if request.model not in self._versions.current:
+            known = ", ".join(sorted(self._versions.current))
             return "invalid", f"model: no model {request.model!r} here; there are {known}", "model"
         if request.n_candidates > self._options.max_candidates:
             limit = self._options.max_candidates
@@ -380,7 +386,7 @@ class Gateway:
         self._answer(route, StatsReply(request_id=message.request_id, stats=json.dumps(stats)))
 
     def _answer_scores(self, request: Pending, scores: NDArray[np.float32]) -> None:
-        model = self._fronts[request.model, request.version]
+        model = self._versions.ready[request.model, request.version]
         self._metrics.count("answered_rows", request.n_rows)
         if isinstance(request.route, bytes):
             self._send(request.route, model.encoder.encode(request.request_id, scores))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.bundle.load import Bundle, load_bundle
+from kernels.bundle.load import Bundle
 from kernels.device_tables import GatheredSide
 from kernels.errors import PlacementError
 from kernels.features.blocks import ParsedBatch
@@ -177,15 +176,14 @@ class ModelFront:
         return batch, lookups
 
 
-def open_front(context: Context, name: str, path: Path, *, max_candidates: int) -> ModelFront:
-    """Load what a gateway needs to serve a model of its topology with the bundle at ``path``.
+def open_front(context: Context, name: str, bundle: Bundle, *, max_candidates: int) -> ModelFront:
+    """Load what a gateway needs to serve a model of its topology with a bundle.
 
     Raises:
         BundleError, SpecError: The bundle cannot be served.
         StartError: The placement does not fit it.
     """
     model = context.topology.models[name]
-    bundle = load_bundle(path)
     placement = placement_of(model, bundle)
     device = placement.device
     names = tuple(output.name for output in bundle.manifest.outputs)

@@ -47,25 +47,27 @@ class Serving:
         self._metrics = metrics
         self._timer = trio.CancelScope()
         self._pumped = trio.Event()
-        self._lanes: LaneThreads[NDArray[float32]] = LaneThreads(engine.dense.n_lanes, name)
+        self._lanes: LaneThreads[NDArray[float32]] | None = None
         dense = engine.dense
         self._queued: QueuedExecutor | None = dense if isinstance(dense, GpuExecutor) else None
         self._scope = trio.CancelScope()
 
-    async def run(self) -> None:
-        """Launch what is due until ``stop``.
+    def start(self, nursery: trio.Nursery) -> None:
+        """Launch what is due until ``aclose``.
 
-        Raises:
-            DeviceLost: The card is gone, and with it all that was on its way there.
+        Args:
+            nursery: Gets what a launch raises: ``DeviceLost``, where the card is gone and with it
+                all that was on its way there.
         """
+        self._lanes = LaneThreads(self.engine.dense.n_lanes, self._name)
+        nursery.start_soon(self._run)
+
+    async def _run(self) -> None:
         with self._scope:
             async with trio.open_nursery() as nursery:
+                assert self._lanes is not None
                 nursery.start_soon(self._lanes.watch)
                 nursery.start_soon(self._tick)
-
-    def stop(self) -> None:
-        """Launch nothing more by the timer."""
-        self._scope.cancel()
 
     async def wait_idle(self) -> None:
         """Wait until nothing is running or waiting to."""
@@ -75,16 +77,19 @@ class Serving:
 
     async def wait_quiet(self) -> None:
         """Wait until every launch is done, and end the lanes' threads. Shielded."""
-        await self._lanes.aclose()
+        if self._lanes is not None:
+            await self._lanes.aclose()
 
     async def aclose(self) -> None:
-        """Give everything back, once every launch is done. Shielded."""
+        """Give everything back, once every launch is done. Shielded; also if never started."""
+        self._scope.cancel()
         await self.wait_quiet()
         self.engine.close()
 
     def pump(self) -> None:
         """Launch what is to run now, and set the timer for what comes next."""
-        engine = self.engine
+        engine, lanes = self.engine, self._lanes
+        assert lanes is not None
         now = trio.current_time()
         for window in engine.windows(now):
             launched = functools.partial(self._launched, window, now)
@@ -95,7 +100,7 @@ class Serving:
                     self._finish(window, now, outcome.Error(error))
                     continue
                 finish = functools.partial(self._queued.finish, window.lane)
-                self._lanes.submit(window.lane, finish, launched)
+                lanes.submit(window.lane, finish, launched)
                 continue
             run = functools.partial(
                 engine.dense.run, window.lane, len(window.slices), window.n_rows
@@ -103,7 +108,7 @@ class Serving:
             if engine.predict(window) < _INLINE_S:
                 self._finish(window, trio.current_time(), outcome.capture(run))
             else:
-                self._lanes.submit(window.lane, run, launched)
+                lanes.submit(window.lane, run, launched)
         wake_at = engine.wake_at(now)
         self._timer.deadline = math.inf if wake_at is None else wake_at
         self._pumped.set()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 import attrs
 import numpy as np
@@ -18,12 +17,12 @@ import trio
 from actors.options import read_options
 from actors.scatter import placement_of
 from actors.usual import answer_usual
-from kernels.bundle.load import load_bundle
+from actors.versions import QUESTIONS, Versions
+from kernels.bundle.load import Bundle
 from kernels.lookup import PooledLookup
 from runtime.actor import Context, Envelope
 from runtime.mailbox import Mailbox
 from runtime.metrics import Metrics
-from runtime.topology import ModelSpec
 from transport.errors import Overloaded, Unavailable
 from transport.messages import (
     ERROR_CODES,
@@ -64,48 +63,36 @@ class EmbeddingShard:
     def __init__(self, context: Context) -> None:
         read_options(ShardOptions, context.name, context.options)
         self._context = context
-        self._held: dict[tuple[str, str], _Held] = {}  # by model and version
+        models = context.topology.models.values()
+        own = [model.name for model in models if context.name in model.shards]
+        self._versions = Versions(context, own, self._open)
         self._metrics = Metrics()
 
     async def run(
         self, mailbox: Mailbox, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Serve until the mailbox is closed and empty."""
-        await self._open_models()
-        task_status.started()
-        while envelopes := await mailbox.receive_batch(_RECEIVE_MOST):
-            for envelope in envelopes:
-                await self._serve(envelope)
+        async with trio.open_nursery() as nursery:
+            await self._versions.start()
+            task_status.started()
+            while envelopes := await mailbox.receive_batch(_RECEIVE_MOST):
+                for envelope in envelopes:
+                    if isinstance(envelope.message, QUESTIONS):
+                        self._versions.serve(envelope, nursery)
+                    else:
+                        await self._serve(envelope)
+            nursery.cancel_scope.cancel()
 
-    async def _open_models(self) -> None:
+    def _open(self, model: str, bundle: Bundle, progress: Callable[[float], None]) -> _Held:
         """Map the tables and touch their pages, so that the first requests find them warm."""
-        topology = self._context.topology
-        models = {
-            name: model
-            for name, model in topology.models.items()
-            if self._context.name in model.shards
-        }
-        for done, (name, model) in enumerate(models.items()):
-
-            def progress(share: float, done: int = done) -> None:
-                trio.from_thread.run_sync(self._context.report_ready, (done + share) / len(models))
-
-            version, held = await trio.to_thread.run_sync(self._open, model, model.bundle, progress)
-            self._held[name, version] = held
-
-    def _open(
-        self, model: ModelSpec, path: Path, progress: Callable[[float], None]
-    ) -> tuple[str, _Held]:
-        """Open this shard's part of a bundle: in a thread, as it reads the tables."""
-        bundle = load_bundle(path)
-        placement = placement_of(model, bundle)
-        user, candidate = placement.shards[model.group_of(self._context.name)]
+        spec = self._context.topology.models[model]
+        placement = placement_of(spec, bundle)
+        user, candidate = placement.shards[spec.group_of(self._context.name)]
         tables = {table: bundle.table(table) for table in {*user.tables, *candidate.tables}}
         for read, table in enumerate(tables.values()):
             _touch(table)
             progress((read + 1) / len(tables))
-        held = _Held(PooledLookup(tables, user), PooledLookup(tables, candidate))
-        return bundle.manifest.version, held
+        return _Held(PooledLookup(tables, user), PooledLookup(tables, candidate))
 
     async def _serve(self, envelope: Envelope) -> None:
         message = envelope.message
@@ -118,9 +105,10 @@ class EmbeddingShard:
             answer_usual(envelope, self._metrics)
 
     async def _look_up(self, batch: LookupBatch, received_at: float) -> RowsPart:
-        held = self._held.get((batch.model, batch.version))
+        held = self._versions.ready.get((batch.model, batch.version))
         if held is None:
-            versions = [version[:12] for model, version in self._held if model == batch.model]
+            ready = self._versions.ready
+            versions = [version[:12] for model, version in ready if model == batch.model]
             has = f"version {' and '.join(versions)}" if versions else "no such model"
             return _failed(
                 batch, f"{self._context.name}: {has}, not {batch.model} {batch.version[:12]}"

@@ -10,6 +10,7 @@ Reading order:
 * ``node.py``, the command line; ``foreground.py``, one node; ``launch.py``, a cluster of them;
   ``compose.py``, where the names of classes become actors; ``reports.py``, what nodes tell;
   ``mps.py``, the daemon through which nodes share a card.
+* ``deployed.py``: what an actor comes back with; ``deployment.py``: how that changes.
 * ``service.py``: the actors inside somebody else's Python service.
 * ``admission.py``: how many requests are let in. ``window.py``, ``launch_time.py``: when a
   TensorBatch closes. ``lanes.py``: the threads that run it. ``metrics.py``: what is counted.

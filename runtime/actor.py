@@ -17,6 +17,7 @@ import trio
 from transport.messages import Message
 
 if TYPE_CHECKING:
+    from runtime.deployed import Deployed
     from runtime.mailbox import Mailbox
     from runtime.topology import Topology
 
@@ -93,6 +94,16 @@ class Context(Protocol):
 
         Raises:
             KeyError: The topology has no actor of that name.
+        """
+
+    def deployed(self, model: str) -> Deployed | None:
+        """Return what was deployed here of a model; None if it is as the topology says."""
+
+    async def keep_deployed(self, model: str, deployed: Deployed) -> None:
+        """Write down what the actor holds of a model, for its next life; done on return.
+
+        Raises:
+            OSError: It cannot be written; then nothing has changed.
         """
 
     def report_ready(self, progress: float) -> None:

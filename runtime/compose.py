@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from kernels.errors import BundleError, DeviceLost, GraphError, SpecError
+from runtime.deployed import has_deployed
 from runtime.errors import StartError
 from runtime.host import Factory
 from runtime.topology import ActorSpec, NodeSpec, Topology
@@ -57,11 +58,13 @@ def _no_class(actor: ActorSpec, why: str) -> StartError:
 def check_bundles(topology: Topology) -> None:
     """Look whether the bundles are there at all, before anything is started.
 
+    A model of which another one was deployed needs the topology's no longer: its actors look.
+
     Raises:
         StartError: One is not; says which.
     """
     for model in topology.models.values():
-        if not model.bundle.is_dir():
+        if not model.bundle.is_dir() and not has_deployed(topology, model.name):
             raise StartError(f"model {model.name}: there is no bundle {model.bundle}")
 
 

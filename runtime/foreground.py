@@ -17,6 +17,7 @@ import trio
 
 from runtime.bus import Bus
 from runtime.compose import FATAL, HOPELESS, factories_of
+from runtime.deployed import Deployments, deployments_file
 from runtime.errors import ActorDied, StartError
 from runtime.host import Host
 from runtime.reports import EXIT_FAILED, EXIT_LOST, EXIT_OK, EXIT_START, Failure, Report
@@ -90,18 +91,18 @@ class _Node:
 
     async def run(self) -> int:
         topology = self._topology
-        bus = Bus(topology, self._name) if len(topology.nodes) > 1 else None
+        bus = Bus(topology, self._name)  # of a single node too: deployments come by it
         host = Host(
             topology,
             factories_of((topology.node(self._name),)),
-            remote=bus.ref if bus is not None else None,
+            remote=bus.ref,
+            deployments=Deployments(topology, deployments_file(topology, self._name)),
             hopeless=HOPELESS,
             fatal=FATAL,
             report=self._report,
         )
         async with trio.open_nursery() as nursery:
-            if bus is not None:
-                await nursery.start(bus.run, host.mailbox)
+            await nursery.start(bus.run, host.mailbox)
             nursery.start_soon(self._obey, host, nursery)
             async with trio.open_nursery() as actors:
                 await actors.start(host.run)

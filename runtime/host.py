@@ -13,6 +13,7 @@ import attrs
 import trio
 
 from runtime.actor import Actor, Context, Ref
+from runtime.deployed import Deployed, Deployments
 from runtime.errors import ActorDied, StartError
 from runtime.mailbox import Mailbox
 from runtime.refs import LocalRef
@@ -61,6 +62,13 @@ class _Resident:
     def ref(self, actor: str) -> Ref:
         return self.host.ref(actor)
 
+    def deployed(self, model: str) -> Deployed | None:
+        return self.host.deployments.get(self.name, model)
+
+    async def keep_deployed(self, model: str, deployed: Deployed) -> None:
+        async with self.host.writing:
+            await trio.to_thread.run_sync(self.host.deployments.put, self.name, model, deployed)
+
     def report_ready(self, progress: float) -> None:
         self.host.report(self.name, self.phase, progress)
 
@@ -87,6 +95,7 @@ class Host:
         factories: Mapping[str, Factory],
         *,
         remote: Callable[[str], Ref] | None = None,
+        deployments: Deployments | None = None,
         policy: RestartPolicy | None = None,
         hopeless: tuple[type[Exception], ...] = (StartError,),
         fatal: tuple[type[Exception], ...] = (),
@@ -98,6 +107,8 @@ class Host:
             topology: The whole cluster.
             factories: For each actor of this process, in the order in which they stop.
             remote: Makes a reference to an actor that is not in ``factories``.
+            deployments: What was deployed on actors of this process; None to begin as the
+                topology says, and to keep what is deployed for as long as the process lives.
             policy: When to restart an actor.
             hopeless: Failures at the start that a restart does not mend.
             fatal: Failures at any time that only a new process mends.
@@ -105,6 +116,8 @@ class Host:
         """
         self.topology = topology
         self.report = report
+        self.deployments = deployments or Deployments(topology)
+        self.writing = trio.Lock()
         self._remote = remote
         self._policy = policy or RestartPolicy()
         self._hopeless = hopeless

@@ -283,10 +283,8 @@ def read(what: Topology | Path | str) -> tuple[Topology, str]:
     else:
         topology = all_in_one(what)
     check_bundles(topology)
-    actors = [actor for node in topology.nodes for actor in node.actors]
-    for actor in actors:
-        if actor.class_name == GATEWAY or actor.name == "gateway":
-            return topology, actor.name
+    if topology.gateways:
+        return topology, topology.gateways[0]
     raise StartError(f"the topology has no gateway, an actor of class {GATEWAY}")
 
 

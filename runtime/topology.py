@@ -158,6 +158,16 @@ class Topology:
         return self._nodes[node].bind or f"ipc://{self.run_folder / node}.ipc"
 
     @cached_property
+    def gateways(self) -> tuple[str, ...]:
+        """The actors that clients talk to: those of the gateway's class, or of its name."""
+        return tuple(
+            actor.name
+            for node in self.nodes
+            for actor in node.actors
+            if actor.class_name == GATEWAY or actor.name == "gateway"
+        )
+
+    @cached_property
     def _nodes(self) -> dict[str, NodeSpec]:
         return {node.name: node for node in self.nodes}
 
@@ -179,7 +189,7 @@ class Topology:
             raise TopologyError(table, "mps", f"want a percentage, 1 to 100, got {node.mps}")
         address = self.address(node.name)
         path_bytes = len(address.removeprefix("ipc://").encode())
-        if len(self.nodes) > 1 and address.startswith("ipc://") and path_bytes > _IPC_PATH_MOST:
+        if address.startswith("ipc://") and path_bytes > _IPC_PATH_MOST:
             problem = f"{address} is over {_IPC_PATH_MOST} bytes: choose a shorter one"
             raise TopologyError("cluster", "run_folder", problem)
         for actor in node.actors:

@@ -1,7 +1,8 @@
 """Messages between processes and machines: what they are, how they travel, and the clients.
 
-Reading order: ``messages.py`` (what is said), ``codec.py`` (the wire protocol, a pure value
-machine), ``columns.py`` (Python values to raw features and back), ``sockets.py`` (ZeroMQ under
-trio), ``exchange.py`` (what clients do with a request), ``client.py`` and ``blocking.py`` (the
-clients). Modules with an underscore are parts of these.
+Reading order: ``messages.py`` (what is said; ``versions.py`` where models are deployed),
+``codec.py`` (the wire protocol, a pure value machine), ``columns.py`` (Python values to raw
+features and back), ``sockets.py`` (ZeroMQ under trio), ``exchange.py`` (what clients do with a
+request), ``client.py`` and ``blocking.py`` (the clients). Modules with an underscore are parts of
+these.
 """

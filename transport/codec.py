@@ -106,7 +106,7 @@ import attrs
 import numpy as np
 
 from transport import _fields as f
-from transport import _msgpack, messages
+from transport import _msgpack, messages, versions
 from transport._arrays import BLOB, LARGE_BYTES, Frame, pack_arrays, view_arrays
 from transport._schema import make_blocks, pack_blocks, unpack_schema
 from transport.errors import LocalProtocolError, RemoteProtocolError
@@ -460,6 +460,26 @@ _LAYOUTS: Final = (
         messages.SeedPart,
         {"snapshot": f.U64, "offset": f.U64, "size": f.U64},
         {"data": ("u1", 1)},
+    ),
+    f.Layout(70, versions.LoadVersion, {"deployment": f.U64, **_MODEL, "bundle": f.TEXT}),
+    f.Layout(71, versions.UseVersion, {"deployment": f.U64, **_MODEL}),
+    f.Layout(72, versions.DropVersion, {"deployment": f.U64, **_MODEL}),
+    f.Layout(73, versions.VersionRequest, {"deployment": f.U64, **_MODEL}),
+    f.Layout(74, versions.EndDeployment, {"deployment": f.U64, **_MODEL}),
+    f.Layout(
+        75,
+        versions.VersionState,
+        {
+            "deployment": f.U64,
+            **_MODEL,
+            "state": f.NAME,
+            "percent": f.U32,
+            "n_in_flight": f.U32,
+            "message": f.TEXT,
+            "current": f.NAME,
+            "built_from": f.NAME,
+            "held": f.NAMES,
+        },
     ),
 )
 _BY_KIND: Final = {layout.kind: layout for layout in _LAYOUTS}

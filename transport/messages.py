@@ -20,6 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transport.errors import LocalProtocolError
+from transport.versions import (
+    DropVersion,
+    EndDeployment,
+    LoadVersion,
+    UseVersion,
+    VersionRequest,
+    VersionState,
+)
 
 Array: TypeAlias = NDArray[Any]
 F32: TypeAlias = NDArray[np.float32]
@@ -605,4 +613,10 @@ Message: TypeAlias = (
     | SeedRequest
     | SeedPart
     | RowsChanged
+    | LoadVersion
+    | UseVersion
+    | DropVersion
+    | VersionRequest
+    | EndDeployment
+    | VersionState
 )

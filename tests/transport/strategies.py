@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from transport import messages as m
+from transport import versions as v
 from transport.codec import Packet
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -202,6 +203,26 @@ def update_batches(draw: st.DrawFn) -> m.UpdateBatch:
     )
 
 
+_version = {"deployment": u64, "model": names, "version": names}
+version_messages: list[st.SearchStrategy[Any]] = [
+    st.builds(v.LoadVersion, **_version, bundle=text),
+    st.builds(v.UseVersion, **_version),
+    st.builds(v.DropVersion, **_version),
+    st.builds(v.VersionRequest, **_version),
+    st.builds(v.EndDeployment, **_version),
+    st.builds(
+        v.VersionState,
+        **_version,
+        state=st.sampled_from(v.STATES),
+        percent=u32,
+        n_in_flight=u32,
+        message=text,
+        current=names,
+        built_from=names,
+        held=st.lists(names, max_size=3).map(tuple),
+    ),
+]
+
 messages: st.SearchStrategy[m.Message] = st.one_of(
     score_requests(),
     score_replies(),
@@ -255,6 +276,7 @@ messages: st.SearchStrategy[m.Message] = st.one_of(
     st.builds(m.Pong, request_id=u64, status=names),
     st.builds(m.StatsRequest, request_id=u64, reset=st.booleans()),
     st.builds(m.StatsReply, request_id=u64, stats=text),
+    *version_messages,
 )
 
 packets = st.builds(Packet, to=text, ask_id=u64, message=messages)
