@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import attrs
@@ -130,6 +130,44 @@ class Client:
         Raises:
             RedisError: A server cannot be reached, or answered with an error; names it.
         """
+        values: list[bytes | None] = [None] * len(keys)
+
+        def command(group: Sequence[int]) -> list[bytes]:
+            return [b"MGET", *[keys[i] for i in group]]
+
+        for group, reply in await self._of_groups(keys, command):
+            if not isinstance(reply, list) or len(reply) != len(group):
+                raise RedisError(f"{self.server}: {reply!s:.200} for MGET")
+            for i, value in zip(group, reply, strict=True):
+                values[i] = value  # type: ignore[assignment]
+        return values
+
+    async def put(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """Set what some keys hold. If it fails, some of them may be set.
+
+        Raises:
+            RedisError: As ``get``.
+        """
+
+        def command(group: Sequence[int]) -> list[bytes]:
+            words = [b"MSET"]
+            for i in group:
+                words += (keys[i], values[i])
+            return words
+
+        for _, reply in await self._of_groups(keys, command):
+            if reply != b"OK":
+                raise RedisError(f"{self.server}: {reply!s:.200} for MSET")
+
+    async def _of_groups(
+        self, keys: Sequence[bytes], command: Callable[[Sequence[int]], list[bytes]]
+    ) -> list[tuple[Sequence[int], Reply]]:
+        """Send commands of many keys each; return the positions of each one's keys and its reply.
+
+        Args:
+            keys: Of all commands.
+            command: Makes the one of some of them, given their positions.
+        """
         n = len(keys)
         slots: list[int] | None = None
         if self._slots is None:
@@ -139,28 +177,20 @@ class Client:
         else:
             by_slot = slots_of(keys)
             slots, groups = by_slot.tolist(), _groups(by_slot)
-        values: list[bytes | None] = [None] * n
+        done: list[tuple[Sequence[int], Reply]] = []
         while groups:
-            replies = await self.execute(
-                [
-                    Command(
-                        pack([b"MGET", *[keys[i] for i in group]]),
-                        -1 if slots is None else slots[group[0]],
-                    )
-                    for group in groups
-                ]
-            )
+            commands = [
+                Command(pack(command(group)), -1 if slots is None else slots[group[0]])
+                for group in groups
+            ]
             split: list[Sequence[int]] = []
-            for group, reply in zip(groups, replies, strict=True):
-                if isinstance(reply, ErrorReply) and reply.code == "TRYAGAIN":
+            for group, reply in zip(groups, await self.execute(commands), strict=True):
+                if isinstance(reply, ErrorReply) and reply.code == "TRYAGAIN" and len(group) > 1:
                     split += [[i] for i in group]  # its slot is on the way, key by key
-                elif isinstance(reply, list) and len(reply) == len(group):
-                    for i, value in zip(group, reply, strict=True):
-                        values[i] = value  # type: ignore[assignment]
                 else:
-                    raise RedisError(f"{self.server}: {reply!s:.200} for MGET")
+                    done.append((group, reply))
             groups = split
-        return values
+        return done
 
     async def ask(self, key: bytes, *words: bytes) -> Reply:
         """Send one command about a key; return its reply.
