@@ -8,6 +8,6 @@ cluster are a command each; here it is 2 us.
 Reading order: ``wire.py`` (commands and replies as bytes), ``server.py`` (what a URL says),
 ``connection.py`` (one connection, greeted), ``link.py`` (one server, for good: pipelined, connected
 again when lost), ``slots.py`` (which of a cluster's servers holds a key), ``client.py`` (many keys
-from any number of servers), ``rows.py`` (keys and rows of a table), ``shard.py`` (the actor),
-``load.py`` (fills Redis from a bundle: ``python -m actors.redis``).
+from any number of servers), ``rows.py`` (keys and rows of a table), ``load.py`` (fills Redis from a
+bundle: ``python -m actors.redis``).
 """

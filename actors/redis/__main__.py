@@ -57,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--model", metavar="NAME", help="what the cluster calls it; default: the folder's name"
         )
+        if name == "load":
+            command.add_argument(
+                "--again", action="store_true", help="set rows that are there, too"
+            )
         command.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS")
     return parser
 
@@ -71,7 +75,7 @@ async def _run(options: argparse.Namespace) -> int:
         await nursery.start(client.run)
         for table in tables:
             if options.command == "load":
-                await _load(client, table, bundle)
+                await _load(client, table, bundle, again=options.again)
             elif not await _check(client, table, bundle):
                 status = 1
         nursery.cancel_scope.cancel()
@@ -100,10 +104,14 @@ def _redis_table(options: argparse.Namespace, bundle: Bundle, table: Table) -> R
     return RedisTable.of(table, prefix)
 
 
-async def _load(client: Client, table: RedisTable, bundle: Bundle) -> None:
+async def _load(client: Client, table: RedisTable, bundle: Bundle, *, again: bool) -> None:
     n, name = table.table.rows, table.table.name
     began = trio.current_time()
-    before = await fill(client, table, bundle, lambda done: _show(f"{name}: {done} of {n} rows"))
+
+    def progress(done: int) -> None:
+        _show(f"{name}: {done} of {n} rows")
+
+    before = await fill(client, table, bundle, progress, again=again)
     spent_s = trio.current_time() - began
     _show("")
     sys.stdout.write(

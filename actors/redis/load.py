@@ -54,7 +54,12 @@ class Compared:
 
 
 async def fill(
-    client: Client, table: RedisTable, bundle: Bundle, progress: Callable[[int], None]
+    client: Client,
+    table: RedisTable,
+    bundle: Bundle,
+    progress: Callable[[int], None],
+    *,
+    again: bool = False,
 ) -> int:
     """Set all rows of a table, from where the last call for this version stopped.
 
@@ -63,6 +68,7 @@ async def fill(
         table: Which, and where to.
         bundle: Where from.
         progress: Told how many rows are there, after each step.
+        again: From the first row on, whatever is there.
 
     Returns:
         How many rows were there before.
@@ -72,6 +78,8 @@ async def fill(
         RedisError: Redis does not do it.
     """
     about = await begun(client, table, bundle)
+    if again:
+        about = attrs.evolve(about, done=0)
     start = about.done
     for step in steps_of(bundle, table.table, start):
         rows = [row.tobytes() for row in step.rows]
