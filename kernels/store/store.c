@@ -4,6 +4,7 @@
 
 #include "hash.h"
 #include "rows.h"
+#include "table.h"
 
 /* Store rows; fp32 needs no such thing. Returns -1, or the first row that is not finite as int8. */
 int64_t tb_encode(const float *rows, int64_t n, int64_t dim, int dtype, uint8_t *out) {
@@ -112,3 +113,181 @@ done:
     free(next);
     return result;
 }
+
+/* Give the numbers of keys' rows in the segments, UNSEEN where there is none; changes are not looked
+   at. Returns as `locate`. */
+int64_t tb_find(const table *t, const int64_t *keys, int64_t n, int64_t *positions, int64_t *bad) {
+    table base = *t;
+    base.changes = NULL;
+    place ring[PROBE_AHEAD];
+    for (int64_t i = 0; i < n + PROBE_AHEAD; i++) {
+        place *p = ring + i % PROBE_AHEAD;
+        const int64_t now = i - PROBE_AHEAD;
+        if (now >= 0 && now < n) {
+            if (t->segment_rows)
+                positions[now] = keys[now];
+            else {
+                const int64_t row = probe(p->segment, p->home, (uint64_t)keys[now]);
+                if (row == BAD_INDEX) {
+                    *bad = now;
+                    return DAMAGED;
+                }
+                positions[now] = row == UNSEEN ? UNSEEN : p->segment->first_row + row;
+            }
+        }
+        if (i < n) {
+            const int64_t problem = find_place(&base, keys[i], p);
+            if (problem != FOUND) {
+                *bad = i;
+                return problem;
+            }
+        }
+    }
+    return FOUND;
+}
+
+/* So many rows are found before they are read. */
+enum { FETCH_ROWS = 512, READ_AHEAD = 16 };
+
+/* Copy keys' rows as they are stored to `encoded` [n, row_bytes], or as floats to `decoded` [n, dim];
+   the other is NULL. Returns as `locate`. */
+int64_t tb_fetch(table *t, const int64_t *keys, int64_t n, uint8_t *encoded, float *decoded,
+                 int64_t *bad) {
+    const uint8_t *rows[FETCH_ROWS];
+    for (int64_t start = 0; start < n; start += FETCH_ROWS) {
+        const int64_t count = n - start < FETCH_ROWS ? n - start : FETCH_ROWS;
+        const int64_t problem = locate(t, keys + start, count, rows, bad);
+        if (problem != FOUND) {
+            *bad += start;
+            return problem;
+        }
+        for (int64_t i = 0; i < count; i++) {
+            if (i + READ_AHEAD < count)
+                for (int64_t byte = 0; byte < t->row_bytes; byte += 64)
+                    __builtin_prefetch(rows[i + READ_AHEAD] + byte);
+            if (encoded)
+                memcpy(encoded + (start + i) * t->row_bytes, rows[i], (size_t)t->row_bytes);
+            else
+                tb_decode(rows[i], 1, t->dim, (int)t->dtype, decoded + (start + i) * t->dim);
+        }
+    }
+    return FOUND;
+}
+
+/* Deltas: see delta.py. */
+
+enum { FIRST_ENTRIES = 16 };
+
+void tb_delta_free(delta *d) {
+    if (!d) return;
+    for (int i = 0; i < DELTA_PARTS; i++) free(d->parts[i].entries);
+    for (int64_t i = 0; i < d->n_chunks; i++) {
+        free(d->chunks[i]);
+        free(d->keys[i]);
+    }
+    free(d->chunks);
+    free(d->keys);
+    free(d);
+}
+
+/* Returns NULL if there is no memory. */
+delta *tb_delta_new(int64_t row_bytes) {
+    delta *d = calloc(1, sizeof *d);
+    if (!d) return NULL;
+    d->row_bytes = row_bytes;
+    for (int i = 0; i < DELTA_PARTS; i++) {
+        d->parts[i].mask = FIRST_ENTRIES - 1;
+        d->parts[i].entries = calloc(FIRST_ENTRIES, sizeof(delta_entry));
+        if (!d->parts[i].entries) {
+            tb_delta_free(d);
+            return NULL;
+        }
+    }
+    return d;
+}
+
+static int grow_part(delta_part *part) {
+    const uint64_t mask = 2 * part->mask + 1;
+    delta_entry *entries = calloc((size_t)mask + 1, sizeof *entries);
+    if (!entries) return 0;
+    for (uint64_t i = 0; i <= part->mask; i++) {
+        const delta_entry entry = part->entries[i];
+        if (!entry.row) continue;
+        uint64_t at = mix64((uint64_t)entry.key) / DELTA_PARTS & mask;
+        while (entries[at].row) at = (at + 1) & mask;
+        entries[at] = entry;
+    }
+    free(part->entries);
+    part->entries = entries;
+    part->mask = mask;
+    return 1;
+}
+
+static int grow_chunks(delta *d) {
+    uint8_t **chunks = realloc(d->chunks, (size_t)(d->n_chunks + 1) * sizeof *chunks);
+    if (chunks) d->chunks = chunks;
+    int64_t **keys = realloc(d->keys, (size_t)(d->n_chunks + 1) * sizeof *keys);
+    if (keys) d->keys = keys;
+    if (!chunks || !keys) return 0;
+    chunks[d->n_chunks] = NULL;
+    if (posix_memalign((void **)&chunks[d->n_chunks], 64, (size_t)(CHUNK_ROWS * d->row_bytes)))
+        return 0;
+    keys[d->n_chunks] = malloc(CHUNK_ROWS * sizeof **keys);
+    if (!keys[d->n_chunks]) {
+        free(chunks[d->n_chunks]);
+        return 0;
+    }
+    d->n_chunks++;
+    return 1;
+}
+
+/* Put rows [n, row_bytes] at their keys, one after the other. Returns the number of rows put: fewer
+   than n if there is no memory for more, or no row number. */
+int64_t tb_delta_put(delta *d, const int64_t *keys, const uint8_t *rows, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        if (i + PROBE_AHEAD < n)
+            __builtin_prefetch(delta_home(d, mix64((uint64_t)keys[i + PROBE_AHEAD])));
+        const uint64_t hash = mix64((uint64_t)keys[i]);
+        int64_t row = delta_probe(d, keys[i], hash);
+        if (row == UNSEEN) {
+            delta_part *part = d->parts + hash % DELTA_PARTS;
+            if (2 * (part->n + 1) > (int64_t)part->mask + 1 && !grow_part(part)) return i;
+            if (d->n_rows == d->n_chunks * CHUNK_ROWS && !grow_chunks(d)) return i;
+            if (d->n_rows == UINT32_MAX) return i;
+            row = d->n_rows++;
+            uint64_t at = hash / DELTA_PARTS & part->mask;
+            while (part->entries[at].row) at = (at + 1) & part->mask;
+            part->entries[at] = (delta_entry){keys[i], (uint32_t)row + 1, 0};
+            part->n++;
+            d->keys[row / CHUNK_ROWS][row % CHUNK_ROWS] = keys[i];
+        }
+        memcpy(delta_row(d, row), rows + i * d->row_bytes, (size_t)d->row_bytes);
+    }
+    return n;
+}
+
+/* Give the numbers of keys' rows, UNSEEN where there is none. */
+void tb_delta_find(const delta *d, const int64_t *keys, int64_t n, int64_t *rows) {
+    for (int64_t i = 0; i < n; i++) {
+        if (i + PROBE_AHEAD < n)
+            __builtin_prefetch(delta_home(d, mix64((uint64_t)keys[i + PROBE_AHEAD])));
+        rows[i] = delta_probe(d, keys[i], mix64((uint64_t)keys[i]));
+    }
+}
+
+/* Copy n rows and their keys, from one on. */
+void tb_delta_copy(const delta *d, int64_t first, int64_t n, int64_t *keys, uint8_t *rows) {
+    for (int64_t i = 0; i < n; i++) {
+        keys[i] = d->keys[(first + i) / CHUNK_ROWS][(first + i) % CHUNK_ROWS];
+        memcpy(rows + i * d->row_bytes, delta_row(d, first + i), (size_t)d->row_bytes);
+    }
+}
+
+int64_t tb_delta_bytes(const delta *d) {
+    int64_t bytes = (int64_t)sizeof *d + d->n_chunks * CHUNK_ROWS * (d->row_bytes + 8);
+    for (int i = 0; i < DELTA_PARTS; i++)
+        bytes += ((int64_t)d->parts[i].mask + 1) * (int64_t)sizeof(delta_entry);
+    return bytes;
+}
+
+int64_t tb_delta_len(const delta *d) { return d->n_rows; }
