@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from actors.inflight import InFlight, Pending
 from actors.options import read_options
+from actors.restore import Restorer
 from actors.scatter import ModelFront, open_front
 from actors.versions import QUESTIONS, Versions
 from kernels.bundle.load import Bundle
@@ -109,6 +110,7 @@ class Gateway:
         self._versions = Versions(
             context, list(context.topology.models), self._open, n_in_flight=self._flight.n_of
         )
+        self._restorer = Restorer(context, self._versions)
         self._seq = itertools.count(1)
         self._socket: RouterSocket | None = None
         self._admission = Admission(
@@ -128,6 +130,7 @@ class Gateway:
                 nursery.start_soon(self._serve_clients, self._socket, nursery)
             nursery.start_soon(self._serve_mailbox, mailbox, nursery)
             nursery.start_soon(self._sweep)
+            nursery.start_soon(self._restorer.run)
             task_status.started()
             await self._context.stopping.wait()
             while self._flight.n_requests:
@@ -397,6 +400,8 @@ class Gateway:
         self, route: bytes | Reply, request_id: int, code: str, message: str, field: str = ""
     ) -> None:
         self._metrics.count(f"refused_{code}")
+        if code == "unavailable":
+            self._restorer.suspect()
         reply = ErrorReply(request_id=request_id, code=code, message=message, field=field)
         self._answer(route, reply)
 

@@ -201,7 +201,10 @@ class Versions(Generic[T]):
             reply(ErrorReply(request_id=0, code="invalid", message=problem))
             return
         if message.deployment == 0:
-            is_obeyed = isinstance(message, LoadVersion)
+            is_idle = not lease.holder(trio.current_time())
+            is_obeyed = isinstance(message, LoadVersion) or (
+                isinstance(message, UseVersion) and is_idle
+            )
         else:
             is_obeyed = lease.claim(message.deployment, trio.current_time())
         if is_obeyed and isinstance(message, UseVersion | DropVersion):

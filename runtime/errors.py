@@ -38,3 +38,7 @@ class ActorDied(NodeError):
     def __init__(self, actor: str, how: str) -> None:
         super().__init__(f"{actor}: {how}")
         self.actor = actor
+
+
+class DeploymentFailed(NodeError):
+    """A bundle was not deployed: the message says why, and what serves now; see, then try again."""

@@ -18,6 +18,7 @@ the gateway's options say ``listen``. Errors are those of the clients in ``trans
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
 import queue
@@ -32,6 +33,7 @@ import trio
 
 from runtime import cluster_file
 from runtime.compose import FATAL, HOPELESS, check_bundles, factories_of
+from runtime.deployment import Deployment, Outcome
 from runtime.errors import ActorDied, StartError
 from runtime.host import Host
 from runtime.supervisor import describe, sole
@@ -127,6 +129,47 @@ class Service:
         question = StatsRequest(request_id=1, reset=reset)
         return _stats(await self._host.ref(self._gateway).ask(question, budget=budget))
 
+    async def deploy(
+        self,
+        bundle: Path | str,
+        *,
+        model: str | None = None,
+        any_origin: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> Outcome:
+        """Serve a model with another bundle from now on, without a gap (``runtime.deployment``).
+
+        The bundle is served for as long as this service lives: the next one begins with what it
+        is opened with.
+
+        Args:
+            bundle: The bundle's folder.
+            model: The model's name; not needed if there is but one.
+            any_origin: Whether the bundle may be built from another model.
+            say: Gets lines that say how far it is.
+
+        Raises:
+            DeploymentFailed: It was not deployed; says why, and what serves.
+        """
+        name = self._model_name(model)
+        deployment = Deployment(
+            self._host.topology,
+            self._host.ref,
+            name,
+            Path(bundle),
+            say=say,
+            any_origin=any_origin,
+        )
+        return await deployment.run()
+
+    def _model_name(self, model: str | None) -> str:
+        models = self._host.topology.models
+        if model is None:
+            if len(models) != 1:
+                raise InvalidRequest(f"model: want one of {', '.join(models)}", "model")
+            (model,) = models
+        return model
+
     def request(
         self, user: Columns, candidates: Candidates, model: str | None, budget: float
     ) -> ScoreRequest:
@@ -136,11 +179,7 @@ class Service:
             InvalidRequest: A feature has no form that the protocol knows, or it is not said which
                 of several models is meant.
         """
-        models = self._host.topology.models
-        if model is None:
-            if len(models) != 1:
-                raise InvalidRequest(f"model: want one of {', '.join(models)}", "model")
-            (model,) = models
+        model = self._model_name(model)
         if not 0 < budget < _BUDGET_MOST_S:
             raise InvalidRequest(f"budget: want seconds above 0, got {budget!r}", "budget")
         request = score_request(model, user, candidates)
@@ -201,6 +240,27 @@ class BlockingService:
         """Return each actor's counters and histograms; see ``Service.stats``."""
         question = StatsRequest(request_id=1, reset=reset)
         return _stats(self._ask(self._checked(), question, budget))
+
+    def deploy(
+        self,
+        bundle: Path | str,
+        *,
+        model: str | None = None,
+        any_origin: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> Outcome:
+        """Serve a model with another bundle from now on; see ``Service.deploy``.
+
+        ``say`` is called in the event loop's thread.
+        """
+        service = self._checked()
+        deploy = functools.partial(
+            service.deploy, bundle, model=model, any_origin=any_origin, say=say
+        )
+        try:
+            return trio.from_thread.run(deploy, trio_token=self._token)
+        except (trio.RunFinishedError, trio.Cancelled):
+            raise Unavailable("the service is closed") from None
 
     def close(self) -> None:
         """Finish what was taken, and end. A second call, or one after a fork, does nothing."""

@@ -55,9 +55,9 @@ missing = 0.0
 GENRES = ["drama", "comedy", "crime", "science fiction", "été"]
 
 
-def weights() -> dict[str, NDArray[np.float32]]:
-    """Return the tables and weights, the same at each call."""
-    rng = np.random.default_rng(20)
+def weights(seed: int = 20) -> dict[str, NDArray[np.float32]]:
+    """Return the tables and weights, the same at each call; other seeds are other versions."""
+    rng = np.random.default_rng(seed)
     shapes = {
         "users": (N_USERS, 4),
         "items": (N_ITEMS, 6),
@@ -73,7 +73,7 @@ def weights() -> dict[str, NDArray[np.float32]]:
     }
 
 
-def write_model(folder: Path) -> tuple[Path, Path]:
+def write_model(folder: Path, seed: int = 20) -> tuple[Path, Path]:
     """Write ``tiny.onnx`` and ``features.toml`` with its vocabulary; return their paths."""
 
     def tensor(name: str, dtype: int, width: int) -> onnx.ValueInfoProto:
@@ -97,7 +97,7 @@ def write_model(folder: Path) -> tuple[Path, Path]:
         helper.make_node("MatMul", ["r", "w2"], ["logit"]),
         helper.make_node("Sigmoid", ["logit"], ["click"]),
     ]
-    constants = [numpy_helper.from_array(value, name) for name, value in weights().items()]
+    constants = [numpy_helper.from_array(value, name) for name, value in weights(seed).items()]
     constants.append(numpy_helper.from_array(np.array([1], np.int64), "axis"))
     graph = helper.make_graph(
         nodes,
@@ -121,9 +121,9 @@ def write_model(folder: Path) -> tuple[Path, Path]:
     return folder / "tiny.onnx", folder / "features.toml"
 
 
-def click(user: dict[str, Any], candidates: dict[str, Any]) -> NDArray[np.float64]:
+def click(user: dict[str, Any], candidates: dict[str, Any], seed: int = 20) -> NDArray[np.float64]:
     """Score one user's candidates in float64, from ids: float64 ``[n]``."""
-    w = {name: value.astype(np.float64) for name, value in weights().items()}
+    w = {name: value.astype(np.float64) for name, value in weights(seed).items()}
     history = [*user["history"], *([0] * HISTORY)][:HISTORY]
     one = np.concatenate([w["users"][user["user_id"]], w["items"][history].mean(axis=0)])
     items = np.asarray(candidates["item_id"])

@@ -26,7 +26,7 @@ class LoadVersion:
     """Load a bundle beside what is held of a model.
 
     Attributes:
-        deployment: Its number; 0 of a gateway that uses this version and misses it somewhere.
+        deployment: Its number; 0 of a gateway that uses this version and misses it there.
         version: The bundle's; another one at that place is not loaded.
         bundle: Path of its folder, on the machine of whoever is asked.
     """
@@ -39,7 +39,10 @@ class LoadVersion:
 
 @attrs.frozen(kw_only=True)
 class UseVersion:
-    """Serve what comes from now on with a version that is ready, and come back with it."""
+    """Serve what comes from now on with a version that is ready, and come back with it.
+
+    ``deployment`` 0 comes of a gateway that uses it, and counts while there is no deployment.
+    """
 
     deployment: int
     model: str
