@@ -10,6 +10,7 @@ from kernels._native import Native, NativeUnavailable, load
 
 _CDEF: Final = """
 typedef struct {
+    uint64_t seed;
     int64_t capacity, n_cells, n_blocks, row_bytes, period_keys;
     double stale_s;
     uintptr_t cells, entries, rows, uses, use_periods, counts, count_periods;
@@ -21,7 +22,7 @@ int64_t tb_hot_take(hot *h, const int64_t *keys, int64_t n, double now, uint8_t 
                     int64_t *misses);
 void tb_hot_admit(hot *h, const int64_t *keys, int64_t n, const uint8_t *rows, double read_at);
 void tb_hot_invalidate(hot *h, const int64_t *keys, int64_t n);
-typedef struct { uintptr_t cells; int64_t n_cells, n_used; } claims;
+typedef struct { uint64_t seed; uintptr_t cells; int64_t n_cells, n_used; } claims;
 int64_t tb_claims_take(claims *c, const int64_t *tables, const int64_t *keys, int64_t n,
                        int64_t oldest, int64_t next, int64_t *numbers);
 void tb_claims_drop(claims *c, const int64_t *tables, const int64_t *keys, int64_t n,

@@ -10,6 +10,7 @@ typedef struct {
 
 /* Mirrored by the cdef in _c.py. */
 typedef struct {
+    uint64_t seed;
     claim *cells;    /* [n_cells] */
     int64_t n_cells; /* a power of two, more than twice n_used */
     int64_t n_used;
@@ -23,7 +24,7 @@ static inline uint64_t mix64(uint64_t x) {
 
 static inline uint64_t claim_home(const claims *c, int64_t table, int64_t key) {
     uint64_t both = (uint64_t)key + (uint64_t)table * 0x9e3779b97f4a7c15u;
-    return mix64(both) & (uint64_t)(c->n_cells - 1);
+    return mix64(both ^ c->seed) & (uint64_t)(c->n_cells - 1);
 }
 
 /* The cell that a key has, or would have. */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final
 
 import numpy as np
@@ -68,6 +69,8 @@ class _NativeClaims:
 
     def __init__(self, native: Native) -> None:
         self._native = native
+        # Keys come from clients, who must not know which of them collide.
+        self._seed = int.from_bytes(os.urandom(8))
         self._cells, self._state = self._make(_CELLS_FIRST)
 
     def __len__(self) -> int:
@@ -105,6 +108,7 @@ class _NativeClaims:
         state = self._native.ffi.new("claims *")
         state.cells = cells.__array_interface__["data"][0]
         state.n_cells = n_cells
+        state.seed = self._seed
         return cells, state
 
 

@@ -24,6 +24,7 @@ typedef struct {
 
 /* Mirrored by the cdef in _c.py. */
 typedef struct {
+    uint64_t seed; /* keys come from clients, who must not know which of them collide */
     int64_t capacity, n_cells, n_blocks, row_bytes;
     int64_t period_keys; /* after so many keys, counts are halved */
     double stale_s;
@@ -38,6 +39,8 @@ typedef struct {
     uint32_t period;
     int64_t hits, misses, stale, admitted, refreshed, refused, evicted, invalidated;
 } hot;
+
+static inline uint64_t hash_of(const hot *h, int64_t key) { return mix64((uint64_t)key ^ h->seed); }
 
 static inline int64_t below(uint64_t hash32, int64_t n) {
     return (int64_t)((hash32 * (uint64_t)n) >> 32);
@@ -162,7 +165,7 @@ static int64_t begin(hot *h, const int64_t *keys, int64_t n, uint64_t *hashes, i
                      int with_rows) {
     int64_t m = n < CHUNK ? n : CHUNK;
     for (int64_t i = 0; i < m; i++) {
-        hashes[i] = mix64((uint64_t)keys[i]);
+        hashes[i] = hash_of(h, keys[i]);
         __builtin_prefetch(h->cells + home(h, hashes[i]));
     }
     for (int64_t i = 0; i < m; i++) {
@@ -228,7 +231,7 @@ static int64_t make_room(hot *h, uint64_t uses) {
         if (of[i] < of[least]) least = i;
     if (uses <= of[least]) return -1;
     int64_t slot = group * GROUP + least, key = h->entries[slot].key;
-    uint64_t hash = mix64((uint64_t)key);
+    uint64_t hash = hash_of(h, key);
     count_at_least(h, hash, of[least]);
     empty(h, find_cell(h, key, hash));
     h->evicted++;
@@ -269,7 +272,7 @@ void tb_hot_admit(hot *h, const int64_t *keys, int64_t n, const uint8_t *rows, d
 /* Rows that changed are misses from now on; they keep their places, for the rows that replace them. */
 void tb_hot_invalidate(hot *h, const int64_t *keys, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
-        int64_t at = find_cell(h, keys[i], mix64((uint64_t)keys[i]));
+        int64_t at = find_cell(h, keys[i], hash_of(h, keys[i]));
         if (at < 0) continue;
         entry *e = h->entries + (h->cells[at] & 0xffffffffu) - 1;
         h->invalidated += e->read_at > -HUGE_VAL;

@@ -38,6 +38,7 @@ class Sketch:
     """
 
     n_blocks: int
+    seed: int
     _counts: NDArray[np.uint8] = attrs.field(init=False)
     _periods: list[int] = attrs.field(init=False)
 
@@ -46,7 +47,7 @@ class Sketch:
         self._periods = [0] * self.n_blocks
 
     def _counters(self, key: int, period: int) -> tuple[NDArray[np.uint8], list[int]]:
-        hashed = mix64(key)
+        hashed = mix64(key ^ self.seed)
         block = (hashed & 0xFFFFFFFF) * self.n_blocks >> 32
         self._counts[block] >>= min(period - self._periods[block], 7)
         self._periods[block] = period
@@ -75,6 +76,7 @@ class PlainRows:
 
     sizes: Sizes
     stale_s: float
+    seed: int
     n_rows: int = 0
     hits: int = 0
     misses: int = 0
@@ -100,7 +102,7 @@ class PlainRows:
         self._rows = np.empty((n, self.sizes.row_bytes), np.uint8)
         self._uses = np.zeros((n // GROUP, GROUP), np.uint8)
         self._periods = [0] * (n // GROUP)
-        self._sketch = Sketch(self.sizes.n_blocks)
+        self._sketch = Sketch(self.sizes.n_blocks, self.seed)
 
     def take(
         self, keys: NDArray[np.int64], now: float, out: NDArray[np.uint8]

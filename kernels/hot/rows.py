@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final
 
 import numpy as np
@@ -24,19 +25,24 @@ class HotRows:
         sizes: How much is kept.
         stale_s: How old a row may be, counted from when it was asked for.
         native: False to use Python even where C is there.
+        seed: Of the hash, 64 bits; without it, any. Keys come from clients, who must not know which
+            of them collide.
     """
 
-    def __init__(self, sizes: Sizes, stale_s: float, *, native: bool = True) -> None:
+    def __init__(
+        self, sizes: Sizes, stale_s: float, *, native: bool = True, seed: int | None = None
+    ) -> None:
         if not stale_s >= 0:
             raise ValueError(f"stale_s: want at least 0, got {stale_s}")
         self.sizes = sizes
         self.stale_s = stale_s
         library = hot() if native else None
+        seed = int.from_bytes(os.urandom(8)) if seed is None else seed
         self._rows: _NativeRows | PlainRows
         if library is None:
-            self._rows = PlainRows(sizes, stale_s)
+            self._rows = PlainRows(sizes, stale_s, seed)
         else:
-            self._rows = _NativeRows(library, sizes, stale_s)
+            self._rows = _NativeRows(library, sizes, stale_s, seed)
 
     def take(
         self, keys: NDArray[np.int64], now: float, out: NDArray[np.uint8]
@@ -102,7 +108,7 @@ class HotRows:
 class _NativeRows:
     """The same in C, on arrays that belong to this."""
 
-    def __init__(self, native: Native, sizes: Sizes, stale_s: float) -> None:
+    def __init__(self, native: Native, sizes: Sizes, stale_s: float, seed: int) -> None:
         self._native = native
         n, n_groups = sizes.capacity, sizes.capacity // GROUP
         arrays = {
@@ -119,6 +125,7 @@ class _NativeRows:
         for name in ("capacity", "n_cells", "n_blocks", "row_bytes", "period_keys"):
             setattr(self._state, name, getattr(sizes, name))
         self._state.stale_s = stale_s
+        self._state.seed = seed
         for name, array in arrays.items():
             setattr(self._state, name, array.__array_interface__["data"][0])
 

@@ -27,7 +27,7 @@ def make(
 ) -> HotRows:
     sizes = Sizes.fitting(ROW_BYTES, 1 << 30, n_groups * GROUP)
     assert sizes.capacity == n_groups * GROUP
-    return HotRows(attrs.evolve(sizes, period_keys=period), stale_s, native=native)
+    return HotRows(attrs.evolve(sizes, period_keys=period), stale_s, native=native, seed=5)
 
 
 def keys_of(*keys: int) -> NDArray[np.int64]:
