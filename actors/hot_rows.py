@@ -1,0 +1,386 @@
+"""Hot rows beside an executor: of cached tables it sends itself what it has, and fetches the rest.
+
+To a batch they are one more part, which the executor makes: of the rows that it holds, and of those
+that it asks the groups of shards for. What is under way is not asked for again (``flights.py``): a
+batch waits for it, if it lives as long as the batch and is no older than a row may be. What a shard
+answers is for all who wait for it; a row that changed meanwhile is not kept.
+
+Pure: events go in with the time at which they happen, what is to be done comes out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final, TypeAlias
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.asking import Asking, Nobody, Question
+from actors.flights import Flight, Flights, Part
+from actors.replicas import LateAfter
+from kernels.bundle.manifest import Table
+from kernels.errors import LookupFailed
+from kernels.hot import HotRows, HotStatistics, Sizes
+from kernels.shards import ShardLayout
+from kernels.store.partition import segment_of
+from transport.messages import LookupBatch, RowsPart
+
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+U8 = NDArray[np.uint8]
+
+Todo: TypeAlias = Question | RowsPart
+"""Something to do: ask a replica, or take a part of a batch as if a shard had sent it."""
+
+# A flight outlives the batch that it is for by as much again, so that batches of the same budget
+# that come meanwhile can wait for it.
+_LIFETIME: Final = 2.0
+_NO_NUMBERS: Final = np.empty(0, np.int64)
+_NO_COLUMNS: Final = np.empty((0, 0), np.float32)
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class HotTable:
+    """A table whose hot rows are kept.
+
+    Attributes:
+        number: Among the model's fetched tables, in the order of ``LookupBatch.key_splits``.
+        max_bytes: Of all that is kept of it.
+        stale_s: How old a row may be.
+        group_of: int32 ``[segments]``, the group of shards that has each segment.
+    """
+
+    number: int
+    table: Table
+    max_bytes: int
+    stale_s: float
+    group_of: I32
+
+    def open(self) -> HotRows:
+        """Return an empty place for its rows.
+
+        Raises:
+            ValueError: ``max_bytes`` have no room for any.
+        """
+        table = self.table
+        most_rows = None if table.keyed else table.rows
+        try:
+            sizes = Sizes.fitting(table.row_bytes, self.max_bytes, most_rows)
+        except ValueError as error:
+            raise ValueError(f"cached: table {table.name!r}: {error}") from error
+        return HotRows(sizes, self.stale_s)
+
+
+@attrs.frozen(eq=False)
+class Group:
+    """A group of shards that has rows of cached tables.
+
+    Attributes:
+        replicas: The shards' names.
+        user: What it pools besides; a fetch asks for none of it.
+        candidate: The same of candidates.
+        late_after: Learns when its answers are late.
+    """
+
+    replicas: tuple[str, ...]
+    user: ShardLayout
+    candidate: ShardLayout
+    late_after: LateAfter = attrs.Factory(LateAfter)
+
+
+class HotTables:
+    """The cached tables of one version of a model, in one executor.
+
+    Args:
+        name: The executor's, to which answers come.
+        model: The model's.
+        version: Of its bundle.
+        n_tables: How many fetched tables the model has.
+        tables: Those of them that are cached.
+        groups: The groups that have rows of these, by number.
+
+    Raises:
+        ValueError: A table's ``max_bytes`` have no room for any row.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        model: str,
+        version: str,
+        n_tables: int,
+        tables: Sequence[HotTable],
+        groups: Mapping[int, Group],
+    ) -> None:
+        self._name = name
+        self._model = model
+        self._version = version
+        self._n_tables = n_tables
+        self._tables = {each.number: each for each in sorted(tables, key=lambda each: each.number)}
+        self._rows = {number: each.open() for number, each in self._tables.items()}
+        self._row_bytes = np.zeros(n_tables, np.int64)
+        for number, rows in self._rows.items():
+            self._row_bytes[number] = rows.sizes.row_bytes
+        self._stale_s = min((each.stale_s for each in tables), default=0.0)
+        self._groups = groups
+        self._asking = Asking()
+        self._flights = Flights()
+        self.n_shared = 0
+
+    # Batches
+
+    def ask(self, lookup: LookupBatch, now: float) -> list[Todo]:
+        """Take what a batch wants of cached tables.
+
+        Returns:
+            The part, if all its rows are held; or else whom to ask for the others.
+        """
+        counts = np.diff(lookup.key_splits)
+        problem = self._problem(lookup, counts)
+        if problem is not None:
+            return [_failed(lookup, "internal", problem)]
+        part = Part(lookup, np.empty(int(counts @ self._row_bytes), np.uint8))
+        try:
+            tables, keys, groups, to = self._missing(part, now)
+        except LookupFailed as error:
+            return [_failed(lookup, "internal", str(error))]
+        if not len(keys):
+            return [_complete(part)]
+        budget_s = lookup.budget_us * 1e-6
+        first = self._flights.next_number
+        numbers = self._flights.claim(tables, keys, now + budget_s, now - self._stale_s)
+        new = numbers >= first
+        n_new = int(np.count_nonzero(new))
+        if self._flights.next_number - first != n_new:
+            self._flights.give_up(tables, keys, first)
+            return [_failed(lookup, "internal", "a key came twice")]
+        self.n_shared += len(new) - n_new
+        until = now + _LIFETIME * budget_s
+        flights = self._begin(tables[new], keys[new], groups[new], first, now, until)
+        self._flights.wait(part, numbers, to)
+        todo: list[Question | Nobody] = []
+        for flight in flights:
+            asked = [(self._groups[flight.group].replicas, self._lookup(flight))]
+            todo += self._asking.begin(flight.first, asked, until, now)
+        return self._settle(todo, now)
+
+    def _problem(self, lookup: LookupBatch, counts: I32) -> str | None:
+        if len(counts) != self._n_tables or lookup.key_splits[-1] != len(lookup.keys):
+            return f"{len(lookup.keys)} keys of {len(counts)} tables came"
+        for number, n in enumerate(counts.tolist()):
+            if n < 0 or (n and number not in self._tables):
+                return f"{n} keys of table {number} came, which is not cached"
+        return None
+
+    def _missing(self, part: Part, now: float) -> tuple[I64, I64, I64, I64]:
+        """Fill in the rows of a part that are held.
+
+        Returns:
+            Of the others: tables, keys, groups and places in the part, int64 ``[n]`` each, in the
+            order of groups and tables.
+
+        Raises:
+            LookupFailed: A row number is outside its table.
+        """
+        found: list[tuple[I64, I64, I64, I64]] = []
+        splits = part.lookup.key_splits.tolist()
+        at = 0
+        for number, held in self._rows.items():
+            keys = part.lookup.keys[splits[number] : splits[number + 1]]
+            n, size = len(keys), held.sizes.row_bytes
+            misses = held.take(keys, now, part.rows[at : at + n * size].reshape(n, size))
+            if len(misses):
+                missed, table = keys[misses], self._tables[number].table
+                segments = segment_of(
+                    missed, n_segments=table.segments, rows=table.rows, keyed=table.keyed
+                )
+                groups = self._tables[number].group_of[segments].astype(np.int64)
+                numbers = np.full(len(missed), number, np.int64)
+                found.append((numbers, missed, groups, at + misses * size))
+            at += n * size
+        if not found:
+            return _NO_NUMBERS, _NO_NUMBERS, _NO_NUMBERS, _NO_NUMBERS
+        tables, missed, groups, to = (np.concatenate(column) for column in zip(*found, strict=True))
+        order = np.argsort(groups, kind="stable")
+        return tables[order], missed[order], groups[order], to[order]
+
+    def _begin(
+        self, tables: I64, keys: I64, groups: I64, first: int, now: float, until: float
+    ) -> list[Flight]:
+        """Enter a flight to each group, for keys whose claims are numbered from ``first`` on."""
+        flights = []
+        for start, stop in _stretches(groups):
+            sizes = self._row_bytes[tables[start:stop]]
+            ends = np.cumsum(sizes)
+            group = int(groups[start])
+            flight = Flight(
+                first=first + start,
+                group=group,
+                tables=tables[start:stop],
+                keys=keys[start:stop],
+                sizes=sizes,
+                at=ends - sizes,
+                n_bytes=int(ends[-1]),
+                sent=now,
+                until=until,
+                late_at=now + self._groups[group].late_after.seconds,
+                kept=np.ones(stop - start, np.bool_),
+            )
+            self._flights.add(flight)
+            flights.append(flight)
+        return flights
+
+    def _lookup(self, flight: Flight) -> LookupBatch:
+        group = self._groups[flight.group]
+        splits = np.zeros(self._n_tables + 1, np.int32)
+        np.cumsum(np.bincount(flight.tables, minlength=self._n_tables), out=splits[1:])
+        return LookupBatch(
+            gateway=self._name,
+            seq=flight.first,
+            model=self._model,
+            version=self._version,
+            executor=self._name,
+            part=0,
+            budget_us=int((flight.until - flight.sent) * 1e6),
+            user_ids=np.empty((len(group.user.id_rows), 0), np.int64),
+            user_weights=np.empty((len(group.user.weight_rows), 0), np.float32),
+            candidate_ids=np.empty((len(group.candidate.id_rows), 0), np.int64),
+            candidate_weights=np.empty((len(group.candidate.weight_rows), 0), np.float32),
+            keys=flight.keys,
+            key_splits=splits,
+        )
+
+    # Answers
+
+    def answered(self, answer: RowsPart, now: float) -> list[Todo]:
+        """Take what a shard answered; return the parts that it completes, or whom to ask again."""
+        flight = self._flights.get(answer.seq)
+        if flight is None:
+            return []
+        code, message = answer.code, answer.message
+        if code == "ok" and answer.rows.size != flight.n_bytes:
+            code, message = "internal", f"{answer.rows.size} bytes came, not {flight.n_bytes}"
+        if code != "ok":
+            failed = self._asking.failed(flight.first, 0, answer.attempt, code, message, now)
+            return self._settle(failed, now)
+        took = now - flight.sent
+        self._groups[flight.group].late_after.learn(took)
+        self._asking.settled(flight.first, [answer.attempt], [took], now)
+        self._flights.end(flight)
+        self._keep(flight, answer.rows)
+        return [_complete(part) for part in flight.land(answer.rows)]
+
+    def refused(self, question: Question, code: str, message: str, now: float) -> list[Todo]:
+        """Note that a replica could not be told a question; return what is to be done instead."""
+        return self._settle(self._asking.refused(question, code, message, now), now)
+
+    def died(self, name: str, now: float) -> list[Todo]:
+        """Note that a replica is dead; return what is to be done about what it was asked."""
+        return self._settle(self._asking.died(name, now), now)
+
+    def lives(self, name: str) -> None:
+        """Note that a replica is there again."""
+        self._asking.replicas.dead.discard(name)
+
+    def _keep(self, flight: Flight, rows: U8) -> None:
+        """Admit the rows of a flight that have not changed since it was sent."""
+        for start, stop in _stretches(flight.tables):
+            held = self._rows[int(flight.tables[start])]
+            begin, size = int(flight.at[start]), held.sizes.row_bytes
+            came = rows[begin : begin + (stop - start) * size].reshape(-1, size)
+            keys, kept = flight.keys[start:stop], flight.kept[start:stop]
+            if not kept.all():
+                keys, came = keys[kept], came[kept]
+            held.admit(keys, came, flight.sent)
+
+    def _settle(self, todo: Sequence[Question | Nobody], now: float) -> list[Todo]:
+        """Return what is to be done, once the flights that nobody can answer have failed."""
+        done: list[Todo] = []
+        for each in todo:
+            if isinstance(each, Question):
+                done.append(each)
+                continue
+            flight = self._flights.get(each.seq)
+            if flight is None:
+                continue
+            self._asking.settled(flight.first, (), (), now)
+            self._flights.end(flight)
+            shards = ", ".join(self._groups[flight.group].replicas)
+            message = each.message or f"no shard answers: {shards}"
+            done += [_failed(part.lookup, each.code, message) for part in flight.fail()]
+        return done
+
+    # Time
+
+    def tick(self, now: float) -> list[Todo]:
+        """Forget flights that nobody waits for, and ask others about those that are late."""
+        todo: list[Question | Nobody] = []
+        for flight in self._flights:
+            if flight.until <= now:
+                self._asking.settled(flight.first, (), (), now)
+                self._flights.end(flight)
+            elif flight.late_at <= now:
+                flight.late_at = math.inf
+                todo += self._asking.late(flight.first, 0, now)
+        return self._settle(todo, now)
+
+    def wake_at(self) -> float | None:
+        """Return when ``tick`` has something to do if nothing happens before, or None."""
+        return min((min(each.until, each.late_at) for each in self._flights), default=None)
+
+    # Updates and figures
+
+    def changed(self, table: str, keys: I64) -> None:
+        """Note that rows changed: no batch from now on gets what was asked for before."""
+        for number, each in self._tables.items():
+            if each.table.name == table:
+                self._rows[number].invalidate(keys)
+                self._flights.changed(number, keys)
+
+    def statistics(self) -> dict[str, HotStatistics]:
+        """Return what was done so far, by table."""
+        return {
+            each.table.name: self._rows[number].statistics()
+            for number, each in self._tables.items()
+        }
+
+
+def _stretches(numbers: I64) -> list[tuple[int, int]]:
+    """Return where each stretch of equal numbers begins and ends."""
+    if not len(numbers):
+        return []
+    starts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist()]
+    return list(zip(starts, [*starts[1:], len(numbers)], strict=True))
+
+
+def _complete(part: Part) -> RowsPart:
+    """Return what a shard would have sent that has all these rows, and pools nothing."""
+    lookup = part.lookup
+    return RowsPart(
+        gateway=lookup.gateway,
+        seq=lookup.seq,
+        version=lookup.version,
+        part=lookup.part,
+        attempt=lookup.attempt,
+        user=np.empty((lookup.user_ids.shape[1], 0), np.float32),
+        candidate=np.empty((lookup.candidate_ids.shape[1], 0), np.float32),
+        rows=part.rows,
+    )
+
+
+def _failed(lookup: LookupBatch, code: str, message: str) -> RowsPart:
+    return RowsPart(
+        gateway=lookup.gateway,
+        seq=lookup.seq,
+        version=lookup.version,
+        part=lookup.part,
+        attempt=lookup.attempt,
+        user=_NO_COLUMNS,
+        candidate=_NO_COLUMNS,
+        code=code,
+        message=message,
+    )
