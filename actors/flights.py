@@ -58,7 +58,6 @@ class Flight:
         at: int64 ``[n]``, where each begins in the answer, which has ``n_bytes``.
         until: When nobody waits for it any more.
         late_at: When it is late.
-        kept: bool ``[n]``, which rows have not changed since.
     """
 
     first: int
@@ -71,7 +70,6 @@ class Flight:
     sent: float
     until: float
     late_at: float
-    kept: NDArray[np.bool_]
     waiting: list[Waiting] = attrs.Factory(list)
 
     @property
@@ -165,13 +163,16 @@ class Flights:
             part.n_flights += 1
 
     def changed(self, table: int, keys: I64) -> None:
-        """Note that rows changed: those under way are not kept, nor waited for from now on."""
-        numbers = self._claims.drop(np.full(len(keys), table, np.int64), keys)
-        for flight in self._flights.values():
-            mine = numbers[(numbers >= flight.first) & (numbers < flight.last)]
-            flight.kept[mine - flight.first] = False
+        """Note that rows changed: those under way are not waited for from now on, nor kept."""
+        self._claims.drop(np.full(len(keys), table, np.int64), keys)
 
-    def end(self, flight: Flight) -> None:
-        """Take a flight out."""
+    def end(self, flight: Flight) -> NDArray[np.bool_]:
+        """Take a flight out.
+
+        Returns:
+            bool ``[n]``, which of its rows may be kept: those that have not changed since it was
+            sent, and that no later flight brings.
+        """
         del self._flights[flight.first]
-        self._claims.drop(flight.tables, flight.keys, flight.first, flight.last)
+        numbers = self._claims.drop(flight.tables, flight.keys, flight.first, flight.last)
+        return numbers >= 0

@@ -228,7 +228,6 @@ class HotTables:
                 sent=now,
                 until=until,
                 late_at=now + self._groups[group].late_after.seconds,
-                kept=np.ones(stop - start, np.bool_),
             )
             self._flights.add(flight)
             flights.append(flight)
@@ -270,8 +269,7 @@ class HotTables:
         took = now - flight.sent
         self._groups[flight.group].late_after.learn(took)
         self._asking.settled(flight.first, [answer.attempt], [took], now)
-        self._flights.end(flight)
-        self._keep(flight, answer.rows)
+        self._keep(flight, answer.rows, self._flights.end(flight))
         return [_complete(part) for part in flight.land(answer.rows)]
 
     def refused(self, question: Question, code: str, message: str, now: float) -> list[Todo]:
@@ -286,13 +284,13 @@ class HotTables:
         """Note that a replica is there again."""
         self._asking.replicas.dead.discard(name)
 
-    def _keep(self, flight: Flight, rows: U8) -> None:
-        """Admit the rows of a flight that have not changed since it was sent."""
+    def _keep(self, flight: Flight, rows: U8, may_be: NDArray[np.bool_]) -> None:
+        """Admit the rows of a flight that may be kept."""
         for start, stop in _stretches(flight.tables):
             held = self._rows[int(flight.tables[start])]
             begin, size = int(flight.at[start]), held.sizes.row_bytes
             came = rows[begin : begin + (stop - start) * size].reshape(-1, size)
-            keys, kept = flight.keys[start:stop], flight.kept[start:stop]
+            keys, kept = flight.keys[start:stop], may_be[start:stop]
             if not kept.all():
                 keys, came = keys[kept], came[kept]
             held.admit(keys, came, flight.sent)
