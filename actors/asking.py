@@ -37,7 +37,7 @@ class Nobody:
     Attributes:
         code: Why: ``unavailable``, or what the last one that was asked had to say; of
             ``transport.messages.ERROR_CODES``.
-        message: Likewise; empty if all were dead.
+        message: Likewise; empty if all were known to be dead.
     """
 
     seq: int
@@ -73,7 +73,7 @@ class _Part:
 
 @attrs.frozen(eq=False)
 class _Batch:
-    parts: list[_Part]
+    parts: dict[int, _Part]
     deadline: float
 
 
@@ -94,6 +94,12 @@ class Asking:
     _batches: dict[int, _Batch] = attrs.field(factory=dict, init=False)
     _allowance: Allowance = attrs.field(factory=Allowance, init=False)
 
+    def counts(self) -> dict[str, int]:
+        """Return the three counters by name, and start them anew."""
+        counts = {"hedges": self.n_hedges, "retries": self.n_retries, "hedge_wins": self.n_wins}
+        self.n_hedges = self.n_retries = self.n_wins = 0
+        return counts
+
     def __len__(self) -> int:
         return len(self._batches)
 
@@ -108,14 +114,17 @@ class Asking:
 
         Args:
             seq: Never used before.
-            parts: For each part, the replicas of its group, and what to ask one of them.
+            parts: For each part that the batch has, the replicas of its group, and what to ask one
+                of them.
             deadline: When nobody waits for it any more.
             now: The time.
         """
-        entries = [_Part(replicas, lookup, _work(lookup)) for replicas, lookup in parts]
+        entries = {
+            lookup.part: _Part(replicas, lookup, _work(lookup)) for replicas, lookup in parts
+        }
         self._batches[seq] = batch = _Batch(entries, deadline)
         self._allowance.earn(len(entries))
-        todo = (self._ask(seq, index, batch, now) for index in range(len(entries)))
+        todo = (self._ask(seq, index, batch, now) for index in entries)
         return [each for each in todo if each is not None]
 
     def refused(self, question: Question, code: str, message: str, now: float) -> list[Todo]:
@@ -152,17 +161,17 @@ class Asking:
         self.n_hedges += 1
         return [self._question(seq, index, batch, name, now)]
 
-    def died(self, name: str, now: float) -> list[Todo]:
-        """Note that a replica is dead: what it was asked is asked of others."""
+    def died(self, name: str, now: float, how: str = "") -> list[Todo]:
+        """Note that a replica is dead, and how that is known: what it was asked others are."""
         self.replicas.dead.add(name)
         todo: list[Todo] = []
         for seq, batch in self._batches.items():
-            for index, part in enumerate(batch.parts):
+            for index, part in batch.parts.items():
                 lost = [attempt for attempt in part.waiting if part.attempts[attempt] == name]
                 for attempt in lost:
                     self._drop(part, attempt)
                 if lost:
-                    todo += self._again(seq, index, batch, now, "unavailable", "")
+                    todo += self._again(seq, index, batch, now, "unavailable", how)
         return todo
 
     def asked_of(self, seq: int, index: int) -> tuple[str, ...]:
@@ -177,20 +186,20 @@ class Asking:
 
         Args:
             seq: The batch's number; one that was forgotten before is passed over.
-            attempts: One for each part, or none if that is not known.
-            seconds: How long after the batch each part came.
+            attempts: By part, or none if that is not known.
+            seconds: How long after the batch each part came, likewise.
             now: The time.
         """
         batch = self._batches.pop(seq, None)
         if batch is None:
             return
-        for part in batch.parts:
+        for index, part in batch.parts.items():
             for attempt in part.waiting:
                 self.replicas.done(part.attempts[attempt], part.work)
-        for part, first, took in zip(batch.parts, attempts, seconds, strict=False):
+            first = attempts[index] if index < len(attempts) else -1
             if not 0 <= first < len(part.attempts):
-                continue  # no replica's: default rows
-            self.replicas.won(part.attempts[first], took)
+                continue  # not known, or no replica's: default rows
+            self.replicas.won(part.attempts[first], seconds[index])
             self.n_wins += first > 0
             for attempt in part.waiting:
                 if attempt < first:
@@ -246,9 +255,8 @@ class Asking:
 
     @staticmethod
     def _part(batch: _Batch | None, index: int) -> _Part | None:
-        if batch is None or not 0 <= index < len(batch.parts) or batch.parts[index].over:
-            return None
-        return batch.parts[index]
+        part = None if batch is None else batch.parts.get(index)
+        return None if part is None or part.over else part
 
 
 def _work(lookup: LookupBatch) -> int:

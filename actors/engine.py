@@ -15,13 +15,22 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.join import BlockLayout, Join, Joins
+from actors.join import BlockLayout, Join
+from actors.joins import Joins
 from kernels.executor import DenseExecutor
 from runtime.metrics import Metrics
 from runtime.window import Slice, Window, WindowPolicy
-from transport.messages import ERROR_CODES, Batch, LookupBatch, RowsPart, ScoresBatch
+from transport.messages import (
+    ERROR_CODES,
+    OK,
+    Batch,
+    LookupBatch,
+    PartsLate,
+    RowsPart,
+    ScoresBatch,
+)
 
-TellGateway: TypeAlias = Callable[[str, ScoresBatch], None]
+TellGateway: TypeAlias = Callable[[str, ScoresBatch | PartsLate], None]
 
 # How long a part is kept whose head has not come: far above any budget that makes sense here.
 _PATIENCE_S = 5.0
@@ -96,7 +105,7 @@ class Engine:
         self._policy = policy
         self._tell = tell
         self._metrics = metrics
-        self._joins = Joins()
+        self._joins = Joins(layout)
         self._partial: dict[Work, _Partial] = {}
         self._n_running = 0
 
@@ -119,13 +128,20 @@ class Engine:
             self._offer(join)
 
     def add(self, part: RowsPart | LookupBatch, at: float) -> None:
-        """Take a shard's part, or the gateway's ids for the executor's own tables."""
+        """Take a shard's part, or the gateway's ids for the executor's own tables.
+
+        Of a part that has failed the gateway is told: it knows whom else to ask.
+        """
+        if isinstance(part, RowsPart) and part.code != "ok":
+            self._metrics.count("failed_parts")
+            self._tell(part.gateway, _failed(part))
+            return
         join = self._joins.add(part, at, _PATIENCE_S)
         if join is not None:
             self._offer(join)
 
     def _offer(self, join: Join) -> None:
-        problem = join.problem(self._layout)
+        problem = join.problem(self._layout) or join.pool(self._layout)
         positions = range(len(join.deadlines))
         if problem is not None:
             self._refuse_of(join, positions, *problem)
@@ -155,6 +171,16 @@ class Engine:
         for key in self._policy.expire(now):
             self._partial.pop(key, None)
             self._refuse_of(key.join, [key.position], "deadline", "no time left to run it")
+        for join, parts in self._joins.late(now):
+            self._metrics.count("late_parts", len(parts))
+            n = len(parts)
+            late = PartsLate(
+                seq=join.seq,
+                parts=np.array(parts, np.int32),
+                attempts=np.zeros(n, np.int32),
+                codes=np.full(n, OK, np.uint8),
+            )
+            self._tell(join.gateway, late)
         self._metrics.count("forgotten", self._joins.expire(now))
 
     def predict(self, window: Window[Work]) -> float:
@@ -163,7 +189,8 @@ class Engine:
 
     def wake_at(self, now: float) -> float | None:
         """Return when ``windows`` has something to do again if nothing happens before, or None."""
-        times = (self._policy.wake_at(now), self._joins.next_deadline())
+        joins = self._joins
+        times = (self._policy.wake_at(now), joins.next_deadline(), joins.next_late())
         return min((time for time in times if time is not None), default=None)
 
     def _stage(self, window: Window[Work]) -> None:
@@ -288,6 +315,9 @@ class Engine:
                 requests=np.array(positions, np.int32),
                 codes=codes,
                 scores=scores,
+                degraded=join.degraded[positions] if len(join.degraded) else join.degraded,
+                part_us=join.part_us,
+                part_attempts=join.part_attempts,
                 join_us=int((join.joined - join.arrived) * 1e6),
                 queue_us=int(queue_us),
                 compute_us=int(compute_us),
@@ -297,6 +327,16 @@ class Engine:
 
 
 _NO_SCORES = np.empty((0, 0), np.float32)
+
+
+def _failed(part: RowsPart) -> PartsLate:
+    return PartsLate(
+        seq=part.seq,
+        parts=np.array([part.part], np.int32),
+        attempts=np.array([part.attempt], np.int32),
+        codes=np.array([ERROR_CODES.index(part.code)], np.uint8),
+        message=part.message,
+    )
 
 
 def _runs(slices: Sequence[Slice[Work]]) -> Iterator[_Run]:

@@ -17,8 +17,8 @@ import trio
 from actors.dense import ExecutorOptions, open_dense
 from actors.engine import Engine, Work
 from actors.join import BlockLayout
+from actors.layouts import placement_of
 from actors.options import read_options
-from actors.scatter import placement_of
 from actors.serving import LOST, Serving
 from actors.usual import answer_usual
 from actors.versions import QUESTIONS, Versions
@@ -35,6 +35,7 @@ from transport.errors import Overloaded, Unavailable
 from transport.messages import (
     Batch,
     LookupBatch,
+    PartsLate,
     RowsPart,
     ScoresBatch,
 )
@@ -124,8 +125,9 @@ class Executor:
 
     def _open(self, model: str, bundle: Bundle, progress: Callable[[float], None]) -> Serving:
         """Load a bundle's dense graph: in a thread, as it takes seconds."""
-        placement = placement_of(self._context.topology.models[model], bundle)
-        layout = BlockLayout.of(bundle.manifest, placement.shards, placement.device)
+        spec = self._context.topology.models[model]
+        placement = placement_of(spec, bundle)
+        layout = BlockLayout.of(bundle.manifest, placement, spec.replicas)
         dense = open_dense(
             bundle, self._options, self._context.name, placement.device_tables, progress
         )
@@ -175,12 +177,13 @@ class Executor:
         else:
             answer_usual(envelope, self._metrics)
 
-    def _tell(self, gateway: str, scores: ScoresBatch) -> None:
+    def _tell(self, gateway: str, message: ScoresBatch | PartsLate) -> None:
         try:
-            self._context.ref(gateway).tell(scores)
+            self._context.ref(gateway).tell(message)
         except (Overloaded, Unavailable) as error:
             # The gateway itself is gone or stuck; its clients' time-outs are all that is left.
-            self._metrics.count("undelivered", len(scores.requests))
+            if isinstance(message, ScoresBatch):
+                self._metrics.count("undelivered", len(message.requests))
             log.warning("%s to %s: %s", self._context.name, gateway, error)
 
 

@@ -18,12 +18,14 @@ import trio
 from attrs.validators import ge, instance_of, optional
 from numpy.typing import NDArray
 
+from actors.asker import Asker
 from actors.inflight import InFlight, Pending
 from actors.options import read_options
 from actors.restore import Restorer
 from actors.scatter import ModelFront, open_front
 from actors.versions import QUESTIONS, Versions
 from kernels.bundle.load import Bundle
+from kernels.errors import LookupFailed
 from kernels.features.blocks import ParsedBatch, RawRequest
 from runtime.actor import Context, Reply
 from runtime.admission import Admission
@@ -46,6 +48,7 @@ from transport.messages import (
     Message,
     ModelsReply,
     ModelsRequest,
+    PartsLate,
     Ping,
     Pong,
     ScoreRequest,
@@ -106,7 +109,9 @@ class Gateway:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._options = read_options(GatewayOptions, context.name, context.options)
-        self._flight = InFlight()
+        self._metrics = Metrics()
+        self._asker = Asker(context, self._metrics, self._give_up)
+        self._flight = InFlight(self._asker.forget)
         self._versions = Versions(
             context, list(context.topology.models), self._open, n_in_flight=self._flight.n_of
         )
@@ -116,7 +121,6 @@ class Gateway:
         self._admission = Admission(
             self._options.max_in_flight, min(16, self._options.max_in_flight)
         )
-        self._metrics = Metrics()
         self._entered = trio.Event()
         self._left = trio.Event()
 
@@ -128,6 +132,7 @@ class Gateway:
         async with self._listening(), trio.open_nursery() as nursery:
             if self._socket is not None:
                 nursery.start_soon(self._serve_clients, self._socket, nursery)
+            self._asker.start(nursery)
             nursery.start_soon(self._serve_mailbox, mailbox, nursery)
             nursery.start_soon(self._sweep)
             nursery.start_soon(self._restorer.run)
@@ -184,6 +189,8 @@ class Gateway:
                 message = envelope.message
                 if type(message) is ScoresBatch:
                     self._settle(message)
+                elif type(message) is PartsLate:
+                    self._asker.late(message)
                 elif isinstance(message, QUESTIONS):
                     self._versions.serve(envelope, nursery)
                 elif envelope.reply is None:
@@ -271,6 +278,12 @@ class Gateway:
     def _scatter(
         self, model: ModelFront, parsed: ParsedBatch, arrivals: Sequence[_Arrival]
     ) -> None:
+        try:
+            wanted = model.wanted(parsed)
+        except LookupFailed as error:  # the parser has let through what no table has
+            for arrival in arrivals:
+                self._refuse(arrival.route, arrival.request.request_id, "internal", str(error))
+            return
         now = trio.current_time()
         pending = [_pending(arrival, model.version, now) for arrival in arrivals]
         budgets_us = np.array([(request.deadline - now) * 1e6 for request in pending])
@@ -282,31 +295,39 @@ class Gateway:
         # One that is away has nothing in flight and comes first: then the batch is the next one's.
         for executor in sorted(model.executors, key=lambda ref: self._flight.rows_at(ref.name)):
             seq = next(self._seq)
-            batch, lookups = model.messages(
+            scattered = model.messages(
                 parsed,
+                wanted,
                 np.maximum(budgets_us, 0).astype(np.int64),
                 gateway=self._context.name,
                 seq=seq,
-                executor=executor,
+                executor=executor.name,
             )
             self._flight.add(seq, pending, executor.name)
             try:
-                executor.tell(batch)
+                executor.tell(scattered.head)
             except (Overloaded, Unavailable) as error:
                 problem: RequestError = error
                 refused = self._flight.fail(seq)
                 continue
             self._entered.set()
-            try:
-                for ref, lookup in lookups:
-                    ref.tell(lookup)
-            except (Overloaded, Unavailable) as error:
-                problem = error
-                refused = self._flight.fail(seq)
-                break
+            if scattered.device is not None:
+                try:
+                    executor.tell(scattered.device)
+                except (Overloaded, Unavailable) as error:
+                    self._give_up(seq, error.code, str(error))
+                    return
+            deadline = max(request.deadline for request in pending)
+            self._asker.begin(seq, model, scattered, deadline)
             return
         for request in refused:
             self._refuse(request.route, request.request_id, problem.code, str(problem))
+
+    def _give_up(self, seq: int, code: str, message: str) -> None:
+        """Answer all that is left of a batch with an error."""
+        for request in self._flight.fail(seq):
+            self._refuse(request.route, request.request_id, code, message)
+        self._left.set()
 
     # Answers
 
@@ -314,8 +335,11 @@ class Gateway:
         """Answer the requests of a batch that an executor, or a shard for it, is done with."""
         now = trio.current_time()
         start = 0
+        self._asker.settled(scores)
+        degraded = scores.degraded.tolist() or [0] * len(scores.requests)
         settled = self._flight.settle(scores.seq, scores.requests.tolist())
-        for (request, wanted), code in zip(settled, scores.codes.tolist(), strict=False):
+        outcomes = zip(settled, scores.codes.tolist(), degraded, strict=False)
+        for (request, wanted), code, is_degraded in outcomes:
             if code != OK:
                 if wanted:
                     name = ERROR_CODES[code]
@@ -323,7 +347,7 @@ class Gateway:
                 continue
             stop = start + request.n_rows
             if wanted:
-                self._answer_scores(request, scores.scores[start:stop])
+                self._answer_scores(request, scores.scores[start:stop], bool(is_degraded))
             start = stop
         self._observe(settled, scores, now)
         self._left.set()
@@ -370,6 +394,7 @@ class Gateway:
             for model in self._context.topology.models.values()
             for name in (*model.shards, *model.executors)
         }
+        self._asker.count()
         stats: dict[str, Any] = {self._context.name: self._metrics.snapshot()}
 
         async def ask(name: str) -> None:
@@ -388,13 +413,16 @@ class Gateway:
             self._metrics.reset()
         self._answer(route, StatsReply(request_id=message.request_id, stats=json.dumps(stats)))
 
-    def _answer_scores(self, request: Pending, scores: NDArray[np.float32]) -> None:
+    def _answer_scores(self, request: Pending, scores: NDArray[np.float32], degraded: bool) -> None:
         model = self._versions.ready[request.model, request.version]
         self._metrics.count("answered_rows", request.n_rows)
-        if isinstance(request.route, bytes):
-            self._send(request.route, model.encoder.encode(request.request_id, scores))
+        if degraded:
+            self._metrics.count("answered_degraded")
+        request_id, route = request.request_id, request.route
+        if isinstance(route, bytes):
+            self._send(route, model.encoder.encode(request_id, scores, degraded=degraded))
         else:
-            request.route(model.reply(request.request_id, scores))
+            route(model.reply(request_id, scores, degraded=degraded))
 
     def _refuse(
         self, route: bytes | Reply, request_id: int, code: str, message: str, field: str = ""

@@ -8,7 +8,7 @@ is dropped.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import attrs
 
@@ -54,9 +54,11 @@ class InFlight:
     """Requests handed on, by batch and position in it.
 
     Attributes:
+        gone: Called with the number of each batch that has left the books, once.
         n_requests: How many want an answer.
     """
 
+    gone: Callable[[int], None] = lambda seq: None
     n_requests: int = 0
     _batches: dict[int, _Entry] = attrs.field(factory=dict, init=False)
     _deadlines: list[tuple[float, int]] = attrs.field(factory=list, init=False)
@@ -144,4 +146,5 @@ class InFlight:
             del self._versions[request.model, request.version]
         if not entry.n_waiting:
             del self._batches[seq]
+            self.gone(seq)
         return True

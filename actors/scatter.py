@@ -2,82 +2,75 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.defaults import DefaultRows
+from actors.fetch import FetchLayout, Wanted
+from actors.layouts import placement_of
 from kernels.bundle.load import Bundle
-from kernels.device_tables import GatheredSide
-from kernels.errors import PlacementError
 from kernels.features.blocks import ParsedBatch
 from kernels.features.parser import Parser
-from kernels.lookup import ShardLayout, shard_layout
-from kernels.placement import placement_for
+from kernels.lookup import ShardLayout
 from runtime.actor import Context, Ref
-from runtime.errors import StartError
-from runtime.topology import ModelSpec
 from transport.codec import ScoreReplyEncoder
 from transport.messages import Batch, LookupBatch, ScoreReply
 
-
-@attrs.frozen(eq=False)
-class ShardRoute:
-    """What one shard is asked: its part of the ids, by the placement that all sides derive."""
-
-    ref: Ref
-    user: ShardLayout
-    candidate: ShardLayout
+_NO_KEYS: Final = np.empty(0, np.int64)
+_NO_SPLITS: Final = np.empty(0, np.int32)
 
 
 @attrs.frozen(eq=False)
-class Layouts:
-    """What each place that holds a model's tables is asked, as all sides derive it.
+class PartRoute:
+    """Whom to ask for one part of a batch, and for what.
 
     Attributes:
-        shards: Each group's user and candidate layout, by the placement's order.
-        device: The same of the executors' cards: the sides' blocks; None if no table lies there.
-        device_tables: The tables that lie there.
+        replicas: The actors of the group, any of which can answer.
+        user: What the group pools of the user side.
+        candidate: The same of candidates.
+        holds: What the group holds, for people.
     """
 
-    shards: list[tuple[ShardLayout, ShardLayout]]
-    device: tuple[GatheredSide, GatheredSide] | None = None
-    device_tables: tuple[str, ...] = ()
+    replicas: tuple[str, ...]
+    user: ShardLayout
+    candidate: ShardLayout
+    holds: str
 
-
-def placement_of(model: ModelSpec, bundle: Bundle) -> Layouts:
-    """Return what is asked of whom, by the placement of a model.
-
-    Raises:
-        StartError: The placement does not fit the model, or divides a table, which is not served.
-    """
-    try:
-        placement = placement_for(bundle, model.n_groups, model.placement)
-    except PlacementError as error:
-        raise StartError(f"model {model.name}: {error}") from error
-    if placement.fetched:
-        raise StartError(
-            f"model {model.name}: table {placement.fetched[0]!r} is divided or cached, which is "
-            "not served yet"
-        )
-    user, candidate = bundle.manifest.user, bundle.manifest.candidate
-    groups = [placement.pooled(group) for group in range(placement.n_groups)]
-    device = placement.device
-    return Layouts(
-        [(shard_layout(user, tables), shard_layout(candidate, tables)) for tables in groups],
-        (GatheredSide.of(user, device), GatheredSide.of(candidate, device)) if device else None,
-        device,
-    )
+    @property
+    def pools(self) -> bool:
+        """Whether the group pools something, so that every batch has this part."""
+        return self.user.width > 0 or self.candidate.width > 0
 
 
 @attrs.frozen(eq=False)
+class Scattered:
+    """What is said about a batch.
+
+    Attributes:
+        head: To the executor.
+        lookups: For each part that the batch has, the replicas that can answer, and what to ask
+            one of them.
+        device: To the executor too, if tables lie on its card.
+    """
+
+    head: Batch
+    lookups: list[tuple[tuple[str, ...], LookupBatch]]
+    device: LookupBatch | None
+
+
+@attrs.frozen(kw_only=True, eq=False)
 class ModelFront:
     """The gateway's side of one version of a model.
 
     Attributes:
-        shards: The shards that have something to look up, in the order of a batch's parts.
+        parts: Whom to ask for each part of a batch.
+        fetch: The tables that are fetched, if there are any.
         device: What the executor itself is asked, as the part after these.
+        missing: What becomes of requests when all replicas of a group are gone; see ``ModelSpec``.
+        defaults: Makes parts of default rows.
         output_names: Of the model's outputs; ``output_widths`` are their columns in the scores.
         encoder: Of replies to clients.
     """
@@ -85,8 +78,11 @@ class ModelFront:
     name: str
     bundle: Bundle
     parser: Parser
-    shards: list[ShardRoute]
+    parts: list[PartRoute]
+    fetch: FetchLayout | None
     device: tuple[ShardLayout, ShardLayout] | None
+    missing: str
+    defaults: DefaultRows
     executors: list[Ref]
     output_names: tuple[str, ...]
     output_widths: tuple[int, ...]
@@ -108,72 +104,111 @@ class ModelFront:
             ],
         }
 
-    def reply(self, request_id: int, scores: NDArray[np.float32]) -> ScoreReply:
+    def reply(
+        self, request_id: int, scores: NDArray[np.float32], *, degraded: bool = False
+    ) -> ScoreReply:
         """Return the answer that carries these scores."""
         return ScoreReply(
             request_id=request_id,
             outputs=self.output_names,
             widths=self.output_widths,
             scores=scores,
+            degraded=degraded,
         )
 
     def no_scores(self, request_id: int) -> ScoreReply:
         """Return the answer to a request without candidates."""
         return self.reply(request_id, np.empty((0, sum(self.output_widths)), np.float32))
 
+    def wanted(self, parsed: ParsedBatch) -> Wanted | None:
+        """Return what a batch wants of fetched tables; None where there are none.
+
+        Raises:
+            LookupFailed: An id is outside its table.
+        """
+        if self.fetch is None:
+            return None
+        return self.fetch.split(parsed.user.ids, parsed.candidate.ids)
+
     def messages(
         self,
         parsed: ParsedBatch,
+        wanted: Wanted | None,
         budgets_us: NDArray[np.int64],
         *,
         gateway: str,
         seq: int,
-        executor: Ref,
-    ) -> tuple[Batch, list[tuple[Ref, LookupBatch]]]:
-        """Return what the executor and each shard are told about a batch, and whom to ask for rows.
+        executor: str,
+    ) -> Scattered:
+        """Return what the executor and the shards are told about a batch.
 
         Args:
             parsed: The batch.
+            wanted: What ``wanted`` says of it.
             budgets_us: int64 ``[K]``, time left of each of its requests.
             gateway: Where the executor sends scores.
             seq: The batch's number.
             executor: Where the shards send their rows; it is asked itself for what its card holds.
         """
-        routes = self.shards
-        if self.device is not None:
-            routes = [*routes, ShardRoute(executor, *self.device)]
-        batch = Batch(
+        user, candidate = parsed.user, parsed.candidate
+        patience_us = int(budgets_us.max())
+
+        def lookup(
+            part: int,
+            of_user: ShardLayout,
+            of_candidate: ShardLayout,
+            keys: NDArray[np.int64] = _NO_KEYS,
+            key_splits: NDArray[np.int32] = _NO_SPLITS,
+        ) -> LookupBatch:
+            return LookupBatch(
+                gateway=gateway,
+                seq=seq,
+                model=self.name,
+                version=self.version,
+                executor=executor,
+                part=part,
+                budget_us=patience_us,
+                user_ids=_rows(user.ids, of_user.id_rows),
+                user_weights=_rows(user.weights, of_user.weight_rows),
+                candidate_ids=_rows(candidate.ids, of_candidate.id_rows),
+                candidate_weights=_rows(candidate.weights, of_candidate.weight_rows),
+                keys=keys,
+                key_splits=key_splits,
+            )
+
+        lookups = []
+        for part, route in enumerate(self.parts):
+            layouts = route.user, route.candidate
+            if wanted is not None and len(wanted.keys[part]):
+                keys = wanted.keys[part], wanted.key_splits[part]
+                lookups.append((route.replicas, lookup(part, *layouts, *keys)))
+            elif route.pools:
+                lookups.append((route.replicas, lookup(part, *layouts)))
+        slots: dict[str, NDArray[Any]] = {}
+        if self.fetch is not None and wanted is not None:
+            slots = {
+                "user_slots": wanted.user_slots,
+                "user_slot_weights": _rows(user.weights, self.fetch.user.weight_rows),
+                "candidate_slots": wanted.candidate_slots,
+                "candidate_slot_weights": _rows(
+                    candidate.weights, self.fetch.candidate.weight_rows
+                ),
+                "part_rows": wanted.part_rows,
+            }
+        head = Batch(
             gateway=gateway,
             seq=seq,
             model=self.name,
             version=self.version,
-            n_parts=len(routes),
+            n_parts=len(lookups) + (self.device is not None),
             n_rows=parsed.n_rows,
             budgets_us=budgets_us,
-            user_values=parsed.user.values,
-            candidate_values=parsed.candidate.values,
+            user_values=user.values,
+            candidate_values=candidate.values,
+            **slots,
         )
-        patience_us = int(budgets_us.max())
-        lookups = [
-            (
-                route.ref,
-                LookupBatch(
-                    gateway=gateway,
-                    seq=seq,
-                    model=self.name,
-                    version=self.version,
-                    executor=executor.name,
-                    part=part,
-                    budget_us=patience_us,
-                    user_ids=_rows(parsed.user.ids, route.user.id_rows),
-                    user_weights=_rows(parsed.user.weights, route.user.weight_rows),
-                    candidate_ids=_rows(parsed.candidate.ids, route.candidate.id_rows),
-                    candidate_weights=_rows(parsed.candidate.weights, route.candidate.weight_rows),
-                ),
-            )
-            for part, route in enumerate(routes)
-        ]
-        return batch, lookups
+        device = None if self.device is None else lookup(len(self.parts), *self.device)
+        return Scattered(head, lookups, device)
 
 
 def open_front(context: Context, name: str, bundle: Bundle, *, max_candidates: int) -> ModelFront:
@@ -184,20 +219,22 @@ def open_front(context: Context, name: str, bundle: Bundle, *, max_candidates: i
         StartError: The placement does not fit it.
     """
     model = context.topology.models[name]
-    placement = placement_of(model, bundle)
-    device = placement.device
+    layouts = placement_of(model, bundle)
+    device = layouts.device
     names = tuple(output.name for output in bundle.manifest.outputs)
     widths = tuple(output.width for output in bundle.manifest.outputs)
     return ModelFront(
         name=name,
         bundle=bundle,
         parser=Parser.for_bundle(bundle, max_candidates=max_candidates),
-        shards=[
-            ShardRoute(context.ref(shard), user, candidate)
-            for shard, (user, candidate) in zip(model.shards, placement.shards, strict=False)
-            if user.width or candidate.width
+        parts=[
+            PartRoute(model.replicas_of(group), *layouts.shards[group], layouts.holds(group))
+            for group in layouts.parts
         ],
+        fetch=layouts.fetch,
         device=None if device is None else (device[0].layout, device[1].layout),
+        missing=model.missing,
+        defaults=DefaultRows(bundle, layouts),
         executors=[context.ref(executor) for executor in model.executors],
         output_names=names,
         output_widths=widths,

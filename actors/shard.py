@@ -1,8 +1,7 @@
 """The embedding shard: ids to pooled rows, sent straight to the executor that joins them.
 
-A shard holds some tables of each model that names it, as memory-mapped files. Which tables, all
-sides derive from the bundle and the topology (``scatter.placement_of``). It may hold several
-versions of a model; a lookup says which it means.
+A shard is a replica of one group of each model that names it: it holds that group's tables
+(``held.py``). It may hold several versions of a model; a lookup says which it means.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ import attrs
 import numpy as np
 import trio
 
+from actors.held import HeldPart
+from actors.layouts import placement_of
 from actors.options import read_options
-from actors.scatter import placement_of
 from actors.usual import answer_usual
 from actors.versions import QUESTIONS, Versions
 from kernels.bundle.load import Bundle
-from kernels.lookup import PooledLookup
+from kernels.errors import LookupFailed
 from runtime.actor import Context, Envelope
 from runtime.mailbox import Mailbox
 from runtime.metrics import Metrics
@@ -43,14 +43,6 @@ _THREAD_ROWS = 20_000
 @attrs.frozen(kw_only=True)
 class ShardOptions:
     """A shard has no options of its own."""
-
-
-@attrs.frozen(eq=False)
-class _Held:
-    """This shard's part of one version of a model."""
-
-    user: PooledLookup
-    candidate: PooledLookup
 
 
 class EmbeddingShard:
@@ -83,16 +75,11 @@ class EmbeddingShard:
                         await self._serve(envelope)
             nursery.cancel_scope.cancel()
 
-    def _open(self, model: str, bundle: Bundle, progress: Callable[[float], None]) -> _Held:
-        """Map the tables and touch their pages, so that the first requests find them warm."""
+    def _open(self, model: str, bundle: Bundle, progress: Callable[[float], None]) -> HeldPart:
+        """Open what this shard holds of a bundle: in a thread, as it reads the tables."""
         spec = self._context.topology.models[model]
-        placement = placement_of(spec, bundle)
-        user, candidate = placement.shards[spec.group_of(self._context.name)]
-        tables = {table: bundle.table(table) for table in {*user.tables, *candidate.tables}}
-        for read, table in enumerate(tables.values()):
-            _touch(table)
-            progress((read + 1) / len(tables))
-        return _Held(PooledLookup(tables, user), PooledLookup(tables, candidate))
+        group = spec.group_of(self._context.name)
+        return HeldPart.open(bundle, placement_of(spec, bundle), group, progress)
 
     async def _serve(self, envelope: Envelope) -> None:
         message = envelope.message
@@ -113,11 +100,15 @@ class EmbeddingShard:
             return _failed(
                 batch, f"{self._context.name}: {has}, not {batch.model} {batch.version[:12]}"
             )
-        n_rows = batch.user_ids.size + batch.candidate_ids.size
-        if n_rows > _THREAD_ROWS:
-            user, candidate = await trio.to_thread.run_sync(_rows_of, held, batch)
-        else:
-            user, candidate = _rows_of(held, batch)
+        n_rows = batch.user_ids.size + batch.candidate_ids.size + batch.keys.size
+        try:
+            if n_rows > _THREAD_ROWS:
+                user, candidate, rows = await trio.to_thread.run_sync(held.look_up, batch)
+            else:
+                user, candidate, rows = held.look_up(batch)
+        except (LookupFailed, ValueError) as error:
+            self._metrics.count("refused")
+            return _failed(batch, f"{self._context.name}: {error}", "internal")
         spent_us = int((trio.current_time() - received_at) * 1e6)
         self._metrics.count("batches")
         self._metrics.count("rows", n_rows)
@@ -127,8 +118,10 @@ class EmbeddingShard:
             seq=batch.seq,
             version=batch.version,
             part=batch.part,
+            attempt=batch.attempt,
             user=user,
             candidate=candidate,
+            rows=rows,
             lookup_us=spent_us,
         )
 
@@ -154,28 +147,16 @@ class EmbeddingShard:
             log.warning("%s: batch %d: %s; then %s", self._context.name, batch.seq, error, second)
 
 
-def _rows_of(held: _Held, batch: LookupBatch) -> tuple[np.ndarray, np.ndarray]:
-    return (
-        held.user.run(batch.user_ids, batch.user_weights),
-        held.candidate.run(batch.candidate_ids, batch.candidate_weights),
-    )
-
-
-def _failed(batch: LookupBatch, message: str) -> RowsPart:
+def _failed(batch: LookupBatch, message: str, code: str = "unavailable") -> RowsPart:
     empty = np.empty((0, 0), np.float32)
     return RowsPart(
         gateway=batch.gateway,
         seq=batch.seq,
         version=batch.version,
         part=batch.part,
+        attempt=batch.attempt,
         user=empty,
         candidate=empty,
-        code="unavailable",
+        code=code,
         message=message,
     )
-
-
-def _touch(table: np.ndarray) -> None:
-    """Read one number of every page of a memory-mapped table."""
-    page = 4096 // table.itemsize
-    np.add.reduce(table.reshape(-1)[::page])

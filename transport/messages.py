@@ -452,8 +452,8 @@ class ScoresBatch:
         message: Why, where a code is not ok.
         degraded: uint8 ``[k]``, 1 where default rows stand for rows that could not be had; empty
             where none do.
-        part_us: int32 ``[n_parts]``, how long after the batch each part came; empty if they did
-            not all come.
+        part_us: int32 ``[n_parts]``, how long after the batch each part came, by its index; -1
+            where a batch has no such part. Empty if they did not all come, or have no replicas.
         part_attempts: int32 ``[n_parts]``, which attempt to get it was the first to succeed.
         join_us: From the batch's arrival to its last part, for these requests.
         queue_us: From then until their window was launched.

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from actors import executor as module
 from actors.dense import ExecutorOptions, open_dense
-from actors.join import BlockLayout, Joins
-from actors.scatter import placement_of
+from actors.join import BlockLayout
+from actors.joins import Joins
+from actors.layouts import placement_of
 from kernels.bundle.load import Bundle, load_bundle
 from kernels.bundle.reference import pool
 from kernels.device_tables import ALL, DeviceTables, GatheredSide
@@ -183,7 +184,7 @@ def test_ids_that_do_not_fit_are_answered(tiny_bundle: Path, tmp_path: Path) -> 
     bundle = load_bundle(tiny_bundle)
     manifest = bundle.manifest
     placement = placement_of(model_of(tiny_bundle, on_card(tmp_path, tiny_bundle, "all")), bundle)
-    layout = BlockLayout.of(manifest, placement.shards, placement.device)
+    layout = BlockLayout.of(manifest, placement)
     assert layout.device is not None
     assert not layout.parts
     shapes = [(len(rows), 1) for each in layout.device for rows in (each.id_rows, each.weight_rows)]

@@ -15,7 +15,7 @@ from kernels.lookup import ShardLayout
 from kernels.shards import Run
 from runtime.metrics import Metrics
 from runtime.window import Window, WindowPolicy
-from transport.messages import ERROR_CODES, Batch, RowsPart, ScoresBatch
+from transport.messages import ERROR_CODES, Batch, PartsLate, RowsPart, ScoresBatch
 
 WIDTH = 3
 
@@ -82,6 +82,7 @@ class Bench:
             )
         ]
         self.told: list[tuple[str, ScoresBatch]] = []
+        self.late: list[PartsLate] = []
         self.dense = Adder(max_rows, n_lanes)
         self.engine = Engine(
             version="v",
@@ -94,10 +95,16 @@ class Bench:
                 bucket=self.dense.bucket,
                 backlog_rows=backlog_rows,
             ),
-            tell=lambda gateway, scores: self.told.append((gateway, scores)),
+            tell=self.tell,
             metrics=Metrics(),
         )
         self.now = 10.0
+
+    def tell(self, gateway: str, message: ScoresBatch | PartsLate) -> None:
+        if isinstance(message, PartsLate):
+            self.late.append(message)
+        else:
+            self.told.append((gateway, message))
 
     def send(
         self, seq: int, n_rows: Sequence[int], budget_us: int = 1_000_000, version: str = "v"

@@ -6,7 +6,8 @@ import attrs
 import numpy as np
 import pytest
 
-from actors.join import BlockLayout, Join, Joins
+from actors.join import BlockLayout, Join
+from actors.joins import Joins
 from kernels.bundle.manifest import Lookup, SideLayout, SideName, Source
 from kernels.lookup import ShardLayout, shard_layout
 from transport.messages import Batch, RowsPart
