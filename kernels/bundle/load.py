@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 from kernels.bundle import codec
 from kernels.bundle.manifest import Lookup, Manifest, SideLayout, SideName, Table
 from kernels.errors import BundleError
+from kernels.store.header import TableHeader, is_table, read_header
+from kernels.store.partition import MAX_SEGMENTS
+from kernels.store.rows import ROW_TYPES
+from kernels.store.table import StoredTable
 
 SIDES: tuple[SideName, SideName] = ("user", "candidate")
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Bundle:
-    """A checked bundle. Holds no table in memory: each call of ``table`` maps the file anew.
+    """A checked bundle. Holds no table in memory: each call that opens one maps its file anew.
 
     Attributes:
         path: The bundle's folder.
@@ -37,14 +41,40 @@ class Bundle:
         return self.spec_path.read_text(encoding="utf-8")
 
     def table(self, name: str) -> NDArray[np.float32]:
-        """Map one table: float32 ``[rows, dim]``, read-only, backed by its file.
+        """Map one table of a ``.npy`` file: float32 ``[rows, dim]``, read-only, backed by its file.
 
         Raises:
-            BundleError: There is no such table, or its file is not what the manifest says.
+            BundleError: There is no such table, its file is not what the manifest says, or it is a
+                folder of the store, for ``open_table``.
         """
+        table = self._table(name)
+        if is_table(table_path(self.path, table)):
+            raise BundleError(f"{self.path}: table {name!r} is a folder of the store: open it")
+        return _map_table(self.path, table)
+
+    def open_table(self, name: str, segments: range | None = None) -> StoredTable:
+        """Open one table, of whatever kind; reads no rows.
+
+        Args:
+            name: The table's.
+            segments: Those to open; all by default. Other segments' files may be missing.
+
+        Raises:
+            BundleError: There is no such table, or its files are not what the manifest says.
+        """
+        table = self._table(name)
+        path = table_path(self.path, table)
+        if is_table(path):
+            stored = StoredTable.open(path, segments)
+            _check_header(path, stored.header, table)
+            return stored
+        rows = _map_table(self.path, table)
+        return StoredTable.of_array(rows, name=name, n_segments=table.segments, segments=segments)
+
+    def _table(self, name: str) -> Table:
         for table in self.manifest.tables:
             if table.name == name:
-                return _map_table(self.path, table)
+                return table
         raise BundleError(f"{self.path}: no table named {name!r}")
 
     def sample(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -102,16 +132,47 @@ def _check_files(path: Path, manifest: Manifest) -> None:
         if Path(file).name != file or not (path / file).is_file():
             raise BundleError(f"{path}: {file} is missing")
     for table in manifest.tables:
-        if table.segments < 1:
+        if not 1 <= table.segments <= MAX_SEGMENTS:
             raise BundleError(f"{path}: table {table.name!r} has {table.segments} segments")
-        _map_table(path, table)
+        if table.dtype not in ROW_TYPES:
+            raise BundleError(f"{path}: table {table.name!r} has rows of {table.dtype!r}")
+        folder = table_path(path, table)
+        if is_table(folder):
+            _check_header(folder, read_header(folder), table)
+        else:
+            _map_table(path, table)
     _map(path / "sample.npy", (1, manifest.user.width + manifest.candidate.width))
 
 
-def _map_table(path: Path, table: Table) -> NDArray[np.float32]:
+def table_path(path: Path, table: Table) -> Path:
+    """Return the file or folder of a bundle's table.
+
+    Raises:
+        BundleError: It would be outside the bundle.
+    """
     if Path(table.file).name != table.file:
         raise BundleError(f"{path}: {table.file!r} is no name of a file")
-    return _map(path / "tables" / table.file, (table.rows, table.dim))
+    return path / "tables" / table.file
+
+
+def _map_table(path: Path, table: Table) -> NDArray[np.float32]:
+    file = table_path(path, table)
+    if table.keyed or table.version:
+        raise BundleError(f"{file} is not the folder of a table that the manifest says it is")
+    return _map(file, (table.rows, table.dim))
+
+
+def _check_header(path: Path, header: TableHeader, table: Table) -> None:
+    for what, want, got in (
+        ("rows", table.rows, header.rows),
+        ("dim", table.dim, header.dim),
+        ("dtype", table.dtype, header.dtype),
+        ("keyed", table.keyed, header.keyed),
+        ("segments", table.segments, header.n_segments),
+        ("version", table.version, header.version),
+    ):
+        if want != got:
+            raise BundleError(f"{path}: {what}: the manifest wants {want}, the table has {got}")
 
 
 def _map(file: Path, want: tuple[int, int]) -> NDArray[np.float32]:

@@ -24,15 +24,16 @@ lookups' columns in the order of ``lookups``, then one column for each row of ``
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import attrs
+
+from kernels.store.rows import RowType, row_bytes
 
 SideName = Literal["user", "candidate"]
 Pooling = Literal["none", "sum", "mean", "max"]
 
 
-_ITEM_BYTES: Final = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 # What the manifests of bundles call fp32 that were built before tables had other row types.
 _OLD_DTYPES: Final = {"float32": "fp32"}
 
@@ -50,6 +51,7 @@ class Table:
         file: In ``tables/``: a ``.npy`` file, float32 ``[rows, dim]``, or a folder of the store.
         keyed: Whether rows are found by 64-bit keys instead of by their numbers.
         segments: Into how many a placement may divide it.
+        version: Of a folder of the store, what its header says; else empty.
     """
 
     name: str
@@ -59,11 +61,17 @@ class Table:
     file: str
     keyed: bool = False
     segments: int = 1
+    version: str = ""
+
+    @property
+    def row_type(self) -> RowType:
+        """``dtype``, of a table that was checked when its bundle was loaded."""
+        return cast("RowType", self.dtype)
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a stored row, its scale included."""
-        return _ITEM_BYTES.get(self.dtype, 4) * self.dim + (4 if self.dtype == "int8" else 0)
+        return row_bytes(self.row_type, self.dim)
 
     @property
     def size_bytes(self) -> int:

@@ -17,7 +17,8 @@ from kernels.bundle.manifest import (
     Source,
     Table,
 )
-from kernels.errors import BundleError
+from kernels.errors import BundleError, LookupFailed
+from kernels.store.build import build_dense, build_keyed
 
 MANIFEST = Manifest(
     format=1,
@@ -154,5 +155,84 @@ def test_a_manifest_that_contradicts_itself_is_refused(
     lookup = attrs.evolve(MANIFEST.candidate.lookups[0], **change)
     side = attrs.evolve(MANIFEST.candidate, lookups=(lookup,))
     path = write(tmp_path / "b", attrs.evolve(MANIFEST, candidate=side))
+    with pytest.raises(BundleError, match=message):
+        load_bundle(path)
+
+
+def write_stored(path: Path, keys: list[int] | None, segments: int = 2) -> Path:
+    """Write the toy bundle with a folder of the store for its table."""
+    rows = np.arange(15, dtype=np.float32).reshape(5, 3)
+    folder = path / "tables" / "item"
+    if keys is None:
+        header = build_dense(folder, [rows], rows=5, dim=3, dtype="fp16", n_segments=segments)
+    else:
+        batch = np.array(keys, np.int64), rows
+        header = build_keyed(folder, [batch], dim=3, dtype="fp16", n_segments=segments)
+    table = Table(
+        name="item",
+        rows=5,
+        dim=3,
+        dtype="fp16",
+        file="item",
+        keyed=keys is not None,
+        segments=segments,
+        version=header.version,
+    )
+    write(path.with_name("whole"), attrs.evolve(MANIFEST, tables=(table,)))
+    for file in path.with_name("whole").iterdir():
+        if file.is_file():
+            file.rename(path / file.name)
+    return path
+
+
+def test_a_table_may_be_a_folder_of_the_store(tmp_path: Path) -> None:
+    keys = [7, -1, 2**62, 0, 5]
+    bundle = load_bundle(write_stored(tmp_path / "b", keys))
+    table = bundle.open_table("item")
+    got = table.fetch(np.array([0, 7, 3, 2**62], np.int64))
+    assert got.tolist() == [[9, 10, 11], [0, 1, 2], [0, 0, 0], [6, 7, 8]]
+    for segment in range(2):
+        part = bundle.open_table("item", range(segment, segment + 1))
+        mine = part.keys_of(segment)
+        assert part.fetch(mine).tolist() == table.fetch(mine).tolist()
+    with pytest.raises(BundleError, match="'item' is a folder of the store: open it"):
+        bundle.table("item")
+
+
+def test_any_table_is_opened_in_the_same_way(tmp_path: Path) -> None:
+    rows = np.array([4, 0], np.int64)
+    want = [[12, 13, 14], [0, 1, 2]]
+    bundle = load_bundle(write(tmp_path / "array"))
+    assert bundle.open_table("item").fetch(rows).tolist() == want
+    stored = load_bundle(write_stored(tmp_path / "stored", None))
+    assert stored.open_table("item").fetch(rows).tolist() == want
+    with pytest.raises(LookupFailed, match="segment 1"):
+        stored.open_table("item", range(1)).fetch(rows)
+    with pytest.raises(BundleError, match="no table named 'users'"):
+        bundle.open_table("users")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": 4}, "rows: the manifest wants 4, the table has 5"),
+        ({"dim": 4}, "dim: the manifest wants 4, the table has 3"),
+        ({"dtype": "int8"}, "dtype: the manifest wants int8, the table has fp16"),
+        ({"dtype": "int4"}, "table 'item' has rows of 'int4'"),
+        ({"keyed": False}, "keyed: the manifest wants False, the table has True"),
+        ({"segments": 3}, "segments: the manifest wants 3, the table has 2"),
+        ({"segments": 0}, "table 'item' has 0 segments"),
+        ({"version": "1" * 64}, "version: the manifest wants 11111"),
+        ({"file": "../item"}, "'../item' is no name of a file"),
+        ({"file": "other"}, "other is not the folder of a table"),
+    ],
+)
+def test_a_table_of_another_kind_than_the_manifest_says_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = write_stored(tmp_path / "b", [1, 2, 3, 4, 5])
+    manifest = codec.loads((path / "manifest.json").read_text())
+    table = attrs.evolve(manifest.tables[0], **change)
+    (path / "manifest.json").write_text(codec.dumps(attrs.evolve(manifest, tables=(table,))))
     with pytest.raises(BundleError, match=message):
         load_bundle(path)
