@@ -1,9 +1,10 @@
 """Pooled lookup: ids and weights of one side of a batch to the columns of a shard's part.
 
-One call of C does all lookups of a side (``lookup.c``); it is compiled at first use. Where there is
-no compiler numpy does the same, bit for bit, 5 to 50 times slower; numpy is also the oracle of
-the tests. ``implementation`` says which of the two it is. ``shards.py`` says which lookups a shard
-has, and is imported through here.
+One call of C does all lookups of a side (``lookup.c``), in arrays and in stored tables, whose keys
+it finds and whose rows it decodes on the way; it is compiled at first use. Where there is no
+compiler numpy does the same, bit for bit, 5 to 50 times slower; numpy is also the tests' oracle.
+``implementation`` says which of the two it is. ``shards.py`` says which lookups a shard has, and is
+imported through here.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from numpy.typing import NDArray
 
 from kernels._native import Native, NativeUnavailable, load
 from kernels.bundle.manifest import Lookup
-from kernels.errors import LookupFailed
+from kernels.errors import LookupFailed, StoreError
 from kernels.shards import ShardLayout, assign_tables, shard_layout
+from kernels.store import _c
+from kernels.store.table import StoredTable
 
 __all__ = ["PooledLookup", "ShardLayout", "assign_tables", "implementation", "shard_layout"]
 
@@ -28,16 +31,16 @@ I64: TypeAlias = NDArray[np.int64]
 
 _CDEF: Final = """
 typedef struct {
-    uintptr_t table; int64_t rows, dim, first_id, n_ids, first_weight, offset, pooling;
-    float divisor;
+    uintptr_t table; int64_t first_id, n_ids, first_weight, offset, pooling; float divisor;
 } lookup;
 int64_t tb_lookup(const lookup *lookups, int64_t n_lookups, const int64_t *ids,
-                  const float *weights, int64_t n, float *out, int64_t out_stride);
+                  const float *weights, int64_t n, float *out, int64_t out_stride, int64_t *bad);
 """
 _INT64: Final = np.dtype(np.int64)
 _FLOAT32: Final = np.dtype(np.float32)
 _DONE: Final = -1
 _NO_MEMORY: Final = -2
+_OUTSIDE: Final = -2
 _COPY, _SUM, _WEIGHTED_SUM, _MAX, _WEIGHTED_MAX = range(5)
 
 
@@ -45,8 +48,9 @@ class PooledLookup:
     """All lookups of one side of one shard. Safe to use from several threads at once.
 
     Args:
-        tables: float32 ``[rows, dim]`` each, C-ordered; memory-mapped ones are read where they are.
-            Kept, and must not be closed while this lives.
+        tables: Stored tables, whose keys or row numbers ids are then, or arrays: float32 or float16
+            ``[rows, dim]``, C-ordered. Memory-mapped ones are read where they are. Kept. A delta
+            may be attached to a table later on, while nothing is looked up.
         layout: Names the lookups and where their columns go.
         native: False to use numpy even where C is there.
 
@@ -55,14 +59,18 @@ class PooledLookup:
     """
 
     def __init__(
-        self, tables: Mapping[str, NDArray[Any]], layout: ShardLayout, *, native: bool = True
+        self,
+        tables: Mapping[str, StoredTable | NDArray[Any]],
+        layout: ShardLayout,
+        *,
+        native: bool = True,
     ) -> None:
         self.layout = layout
-        self._tables = [_checked_table(tables, lookup) for lookup in layout.lookups]
+        self._tables = [_checked_table(tables, lookup, native) for lookup in layout.lookups]
         self._n_id_rows = len(layout.id_rows)
         self._n_weight_rows = len(layout.weight_rows)
         self._width = layout.width
-        self._native = _native() if native else None
+        self._native = _native() if native and all(t.native for t in self._tables) else None
         if isinstance(self._native, Native):
             self._descriptors = self._native.ffi.new(
                 "lookup[]",
@@ -82,7 +90,9 @@ class PooledLookup:
             ``out``.
 
         Raises:
-            LookupFailed: An id is outside its table; ``out`` is then partly written.
+            LookupFailed: An id is outside its table, or a key's segment is not open. ``out`` is
+                then partly written, as with the next.
+            StoreError: A stored table's index is damaged.
             ValueError: An argument has another shape, dtype or memory layout.
         """
         n = ids.shape[1]
@@ -102,6 +112,7 @@ class PooledLookup:
 
     def _run_native(self, native: Native, ids: I64, weights: F32, out: F32) -> None:
         ffi = native.ffi
+        bad = ffi.new("int64_t[2]")
         done = native.lib.tb_lookup(
             self._descriptors,
             len(self._tables),
@@ -113,11 +124,15 @@ class PooledLookup:
             if out.flags.c_contiguous
             else ffi.cast("float *", _address(out)),
             out.strides[0] // 4,
+            bad,
         )
         if done == _NO_MEMORY:
             raise MemoryError("pooled lookup")
         if done != _DONE:
-            _raise_outside(self.layout.lookups[done], self._tables[done], ids)
+            lookup, table = self.layout.lookups[done], self._tables[done]
+            if bad[0] == _OUTSIDE:
+                _raise_outside(lookup, table, ids)
+            raise table.problem(bad[0], bad[1])
 
 
 def implementation() -> str:
@@ -136,18 +151,21 @@ def _native() -> Native | NativeUnavailable:
         return error
 
 
-def _checked_table(tables: Mapping[str, NDArray[Any]], lookup: Lookup) -> F32:
+def _checked_table(
+    tables: Mapping[str, StoredTable | NDArray[Any]], lookup: Lookup, native: bool
+) -> StoredTable:
     name = lookup.table
     if name not in tables:
         raise LookupFailed(f"table {name}: not there, but {lookup.tensor} is looked up in it")
     table = tables[name]
-    if table.dtype != np.float32 or table.ndim != 2 or not table.flags.c_contiguous:
-        raise LookupFailed(
-            f"table {name}: want C-ordered float32 [rows, dim], got {table.dtype} {table.shape}"
-        )
+    if not isinstance(table, StoredTable):
+        try:
+            table = StoredTable.of_array(table, name=name, native=native)
+        except StoreError as error:
+            raise LookupFailed(str(error)) from error
     dim = lookup.width // lookup.n_ids if lookup.pooling == "none" else lookup.width
-    if table.shape[1] != dim:
-        raise LookupFailed(f"table {name}: {table.shape[1]} columns, {lookup.tensor} wants {dim}")
+    if table.header.dim != dim:
+        raise LookupFailed(f"table {name}: {table.header.dim} columns, {lookup.tensor} wants {dim}")
     return table
 
 
@@ -169,7 +187,7 @@ def _address(array: NDArray[Any]) -> int:
     return address
 
 
-def _descriptor(lookup: Lookup, table: F32) -> dict[str, float]:
+def _descriptor(lookup: Lookup, table: StoredTable) -> dict[str, float]:
     weighted = lookup.first_weight is not None
     if lookup.pooling == "none" or (lookup.n_ids == 1 and not weighted):
         pooling = _COPY
@@ -178,9 +196,7 @@ def _descriptor(lookup: Lookup, table: F32) -> dict[str, float]:
     else:
         pooling = _WEIGHTED_SUM if weighted else _SUM
     return {
-        "table": _address(table),
-        "rows": table.shape[0],
-        "dim": table.shape[1],
+        "table": _c.address(table.pointer),
         "first_id": lookup.first_id,
         "n_ids": lookup.n_ids,
         "first_weight": lookup.first_weight or 0,
@@ -190,16 +206,17 @@ def _descriptor(lookup: Lookup, table: F32) -> dict[str, float]:
     }
 
 
-def _numpy_lookup(lookup: Lookup, table: F32, ids: I64, weights: F32, out: F32) -> None:
+def _numpy_lookup(lookup: Lookup, table: StoredTable, ids: I64, weights: F32, out: F32) -> None:
     bags = ids[lookup.first_id : lookup.first_id + lookup.n_ids]
-    if bags.size and (bags.min() < 0 or bags.max() >= len(table)):
+    header = table.header
+    if not header.keyed and bags.size and (bags.min() < 0 or bags.max() >= header.rows):
         _raise_outside(lookup, table, ids)
     to = out[:, lookup.offset : lookup.offset + lookup.width]
     if lookup.pooling == "none":
-        to[...] = table[bags.T].reshape(to.shape)
+        to[...] = table.fetch(bags.T.ravel()).reshape(to.shape)
         return
     for k, bag in enumerate(bags):
-        rows = table[bag]
+        rows = table.fetch(bag)
         if lookup.first_weight is not None:
             weight = weights[lookup.first_weight + k][:, np.newaxis]
             rows = rows + weight if lookup.pooling == "max" else rows * weight
@@ -213,10 +230,10 @@ def _numpy_lookup(lookup: Lookup, table: F32, ids: I64, weights: F32, out: F32) 
         to /= np.float32(lookup.n_ids)
 
 
-def _raise_outside(lookup: Lookup, table: F32, ids: I64) -> None:
+def _raise_outside(lookup: Lookup, table: StoredTable, ids: I64) -> None:
     bags = ids[lookup.first_id : lookup.first_id + lookup.n_ids]
-    k, row = np.argwhere((bags < 0) | (bags >= len(table)))[0]
+    k, row = np.argwhere((bags < 0) | (bags >= table.header.rows))[0]
     raise LookupFailed(
         f"{lookup.side} lookup {lookup.tensor}: id {bags[k, row]} at row {row} "
-        f"is outside table {lookup.table} of {len(table)} rows"
+        f"is outside table {lookup.table} of {table.header.rows} rows"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from kernels._native import Native, NativeUnavailable, load
 
@@ -53,3 +53,10 @@ def store() -> Native | None:
     """Return the library, or None where there is no compiler."""
     native = _load()
     return native if isinstance(native, Native) else None
+
+
+def address(pointer: Any) -> int:  # noqa: ANN401 - cffi is untyped
+    """Return the address of a structure, for another library."""
+    native = _load()
+    assert isinstance(native, Native)
+    return int(native.ffi.cast("uintptr_t", pointer))

@@ -1,7 +1,8 @@
 /* Numbers of a stored row as vectors of floats, and back. See rows.py.
 
-   load_TYPE_W(p) gives W of them from p on, for W of 1, 2, 4, 8, 16, as many as the machine's vectors
-   have at most; of int8 they are still to be multiplied by the row's scale. */
+   load_W(dtype, p, scale) gives W of them from p on, for W of 1, 2, 4, 8, 16, as many as the
+   machine's vectors have at most. Only of int8 the scale counts. load_TYPE_W knows the type, and of
+   int8 leaves the scale to the caller. */
 
 #ifndef TB_ROWS_H
 #define TB_ROWS_H
@@ -99,6 +100,27 @@ DEFINE_SOFT_FP16(8)
 #if LANES >= 16
 DEFINE_SOFT_FP16(16)
 #endif
+#endif
+
+#define DEFINE_LOAD(W)                                                                             \
+    static inline __attribute__((always_inline)) f##W load_##W(                                    \
+        int dtype, const uint8_t *p, float scale) {                                                \
+        switch (dtype) {                                                                           \
+        case FP32: return load_fp32_##W(p);                                                        \
+        case FP16: return load_fp16_##W(p);                                                        \
+        case BF16: return load_bf16_##W(p);                                                        \
+        default: return load_int8_##W(p) * scale;                                                  \
+        }                                                                                          \
+    }
+
+DEFINE_LOAD(1)
+DEFINE_LOAD(2)
+DEFINE_LOAD(4)
+#if LANES >= 8
+DEFINE_LOAD(8)
+#endif
+#if LANES >= 16
+DEFINE_LOAD(16)
 #endif
 
 /* To nearest even, ending at the largest finite number; a NaN stays one. */

@@ -330,6 +330,10 @@ class StoredTable:
         return positions
 
     def _fetch_numpy(self, keys: I64) -> U8:
+        if not self.header.keyed and len(self._rows) == self.header.n_segments == 1:
+            self._segment_of(keys)  # checks them
+            if self._delta is None:
+                return self._rows[0][keys]
         positions = self._find_numpy(keys)
         out = np.repeat(self._default, len(keys), axis=0)
         changed = np.full(len(keys), -1) if self._delta is None else self._delta.find(keys)

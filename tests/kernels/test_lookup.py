@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import attrs
 import numpy as np
@@ -17,6 +17,10 @@ from kernels.bundle.manifest import Pooling
 from kernels.errors import LookupFailed
 from kernels.lookup import PooledLookup, implementation, shard_layout
 from kernels.shards import ShardLayout
+from kernels.store.build import build_dense, build_keyed
+from kernels.store.delta import Delta
+from kernels.store.rows import ROW_TYPES, RowType, decode_rows, encode_rows
+from kernels.store.table import StoredTable
 from tests.kernels.test_shards import make_lookup, make_side
 
 F32 = NDArray[np.float32]
@@ -242,6 +246,153 @@ def test_tables_that_do_not_fit_the_layout_are_errors_that_name_them() -> None:
     ):
         with pytest.raises(LookupFailed, match=message):
             PooledLookup(tables, case.layout)
+
+
+@attrs.frozen(eq=False)
+class StoredCase:
+    """The same lookups twice: in stored tables, and in arrays of what these hold."""
+
+    stored: dict[str, StoredTable]
+    keys: I64
+    arrays: Case
+
+
+def make_stored_case(
+    path: Path,
+    shapes: list[tuple[int, int, Pooling, bool]],
+    dtypes: list[RowType],
+    *,
+    n: int,
+    keyed: bool,
+    n_segments: int,
+    changed: int,
+    native: bool,
+) -> StoredCase:
+    """Store the tables of a case, some rows of each only in a delta, and some not at all."""
+    case = make_case(shapes, n=n, n_table_rows=60)
+    n_stored, n_rows = (50, 60) if keyed else (60, 60)
+    rng = np.random.default_rng(1)
+    stored: dict[str, StoredTable] = {}
+    all_keys = np.arange(60)
+    if keyed:
+        all_keys = rng.integers(-(2**63), 2**63 - 1, n_rows)
+    for (name, table), dtype in zip(case.tables.items(), dtypes, strict=True):
+        dim = table.shape[1]
+        options: dict[str, Any] = {"dim": dim, "dtype": dtype, "n_segments": n_segments}
+        if keyed:
+            default = rng.standard_normal((dim,), np.float32)
+            rows = table[:n_stored]
+            build_keyed(path / name, [(all_keys[:n_stored], rows)], default=default, **options)
+            table[n_stored:] = default
+        else:
+            build_dense(path / name, [table], rows=n_stored, **options)
+        stored[name] = StoredTable.open(path / name, native=native)
+        if changed:
+            some = rng.integers(0, n_rows, changed)
+            table[some] = rng.standard_normal((1, dim), np.float32)
+            delta = Delta(dim, dtype, native=native)
+            delta.put(all_keys[some], encode_rows(table[some], dtype))
+            stored[name].attach(delta)
+        table[...] = decode_rows(encode_rows(table, dtype), dtype, dim)
+    return StoredCase(stored, all_keys[case.ids], case)
+
+
+@pytest.mark.parametrize("native", BOTH)
+@settings(deadline=None, max_examples=25)
+@given(
+    shapes=SHAPES,
+    n=st.integers(0, 40),
+    keyed=st.booleans(),
+    n_segments=st.integers(1, 5),
+    changed=st.sampled_from([0, 9]),
+    data=st.data(),
+)
+def test_stored_tables_give_bit_for_bit_what_arrays_of_their_rows_give(
+    tmp_path_factory: pytest.TempPathFactory,
+    native: bool,
+    shapes: list[tuple[int, int, Pooling, bool]],
+    n: int,
+    keyed: bool,
+    n_segments: int,
+    changed: int,
+    data: st.DataObject,
+) -> None:
+    dtypes = [data.draw(st.sampled_from(ROW_TYPES)) for _ in shapes]
+    case = make_stored_case(
+        tmp_path_factory.mktemp("tables"),
+        shapes,
+        dtypes,
+        n=n,
+        keyed=keyed,
+        n_segments=n_segments,
+        changed=changed,
+        native=native,
+    )
+    lookup = PooledLookup(case.stored, case.arrays.layout, native=native)
+    got = lookup.run(case.keys, case.arrays.weights)
+    np.testing.assert_array_equal(got, case.arrays.run(native=False))
+
+
+@pytest.mark.parametrize("native", BOTH)
+def test_a_unit_of_many_keys_and_tables_of_several_kinds_agree(
+    native: bool, tmp_path: Path
+) -> None:
+    shapes: list[tuple[int, int, Pooling, bool]] = [
+        (64, 20, "sum", True),
+        (128, 7, "mean", False),
+        (16, 3, "none", False),
+        (33, 5, "max", True),
+    ]
+    case = make_stored_case(
+        tmp_path, shapes, list(ROW_TYPES), n=500, keyed=True, n_segments=3, changed=5, native=native
+    )
+    case.stored["t2"] = StoredTable.of_array(case.arrays.tables["t2"], native=native)
+    ids = case.keys.copy()
+    ids[27:30] = case.arrays.ids[27:30]
+    got = PooledLookup(case.stored, case.arrays.layout, native=native).run(ids, case.arrays.weights)
+    np.testing.assert_array_equal(got, case.arrays.run(native=False))
+    assert case.stored["t0"].unseen > 0
+
+
+@pytest.mark.parametrize("native", BOTH)
+@pytest.mark.parametrize("bad", [-1, 60, 2**62])
+def test_an_id_outside_a_stored_dense_table_is_an_error_that_names_it(
+    bad: int, native: bool, tmp_path: Path
+) -> None:
+    case = make_stored_case(
+        tmp_path,
+        [(4, 3, "sum", False)],
+        ["fp16"],
+        n=30,
+        keyed=False,
+        n_segments=3,
+        changed=0,
+        native=native,
+    )
+    case.keys[1, 17] = bad
+    lookup = PooledLookup(case.stored, case.arrays.layout, native=native)
+    with pytest.raises(LookupFailed, match=rf"t0\[0\]: id {bad} at row 17 .* t0 of 60 rows"):
+        lookup.run(case.keys, case.arrays.weights)
+
+
+@pytest.mark.parametrize("native", BOTH)
+def test_a_key_of_a_segment_that_is_not_open_is_an_error_that_names_it(
+    native: bool, tmp_path: Path
+) -> None:
+    case = make_stored_case(
+        tmp_path,
+        [(4, 3, "sum", False)],
+        ["fp16"],
+        n=30,
+        keyed=True,
+        n_segments=3,
+        changed=0,
+        native=native,
+    )
+    case.stored["t0"] = StoredTable.open(tmp_path / "t0", range(1, 3), native=native)
+    lookup = PooledLookup(case.stored, case.arrays.layout, native=native)
+    with pytest.raises(LookupFailed, match=r"key -?\d+ is in segment 0 of table t0, not open here"):
+        lookup.run(case.keys, case.arrays.weights)
 
 
 @pytest.mark.parametrize("native", BOTH)
