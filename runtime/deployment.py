@@ -165,12 +165,14 @@ class Deployment:
         for leftover in sorted(held - used - held_first - {self._version}):
             self._say(f"version {leftover[:12]}, which nobody uses, is given back")
             await self._drop(leftover)
+        self._say(f"version {self._version[:12]} is loaded by {len(self._all)} actors")
         await self._load()
-        self._say(f"all have version {self._version[:12]}: it is taken into use")
+        self._say(f"version {self._version[:12]} is taken into use")
         self._is_used = True
         await self._each(self._gateways, self._use)
         await self._each(self._others, self._use)
         for version in sorted((used | held_first) - {self._version}):
+            self._say(f"version {version[:12]} is given back when nothing of it is in flight")
             await self._drop(version)
         return Outcome(version=self._version, previous=tuple(sorted(used - {self._version})))
 

@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import trio
 import trio.testing
@@ -16,59 +15,22 @@ import trio.testing
 from actors.gateway import Gateway
 from actors.scatter import ModelFront
 from kernels.bundle.build import BuildOptions, build_bundle
-from kernels.bundle.load import load_bundle
 from runtime.errors import DeploymentFailed
 from runtime.service import BlockingService, Service
 from runtime.topology import all_in_one
 from tests import tiny
+from tests.swaps import SEEDS, asked, build, seed_of, version
 from transport.exchange import Scores
-
-SEEDS = (20, 21)
 
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two versions of the tiny model, of the weights of ``SEEDS``."""
-    folder = tmp_path_factory.mktemp("versions")
-    for seed in SEEDS:
-        model, features = tiny.write_model(folder / f"{seed}", seed)
-        build_bundle(model, features, folder / f"{seed}" / "bundle", BuildOptions())
-    return [folder / f"{seed}" / "bundle" for seed in SEEDS]
-
-
-def version(bundle: Path) -> str:
-    return load_bundle(bundle).manifest.version
+    return build(tmp_path_factory.mktemp("versions"))
 
 
 async def score(service: Service, number: int) -> Scores:
     user, rows = asked(number)
     return await service.score(user=user, candidates=rows, budget=20)
-
-
-def asked(number: int) -> tuple[dict[str, object], list[dict[str, object]]]:
-    user: dict[str, object] = {"user_id": number % 11, "history": [number % 17, 3], "age": 20.0}
-    rows: list[dict[str, object]] = [
-        {"item_id": (number + k) % 17, "genre": tiny.GENRES[k % 5], "price": 0.1 * k}
-        for k in range(1 + number % 7)
-    ]
-    return user, rows
-
-
-def seed_of(number: int, scores: Scores) -> int:
-    """Return which weights made an answer; fails if it is a mix."""
-    user, rows = asked(number)
-    candidates = {
-        "item_id": [row["item_id"] for row in rows],
-        "genre": [tiny.GENRES.index(str(row["genre"])) for row in rows],
-        "price": [row["price"] for row in rows],
-    }
-    found = [
-        seed
-        for seed in SEEDS
-        if np.allclose(scores.scores, tiny.click(user, candidates, seed), atol=1e-5)
-    ]
-    assert len(found) == 1, (number, scores)
-    return found[0]
 
 
 async def test_a_bundle_takes_over_while_requests_are_served(bundles: list[Path]) -> None:

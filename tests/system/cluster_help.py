@@ -36,26 +36,32 @@ class NotReady(Exception):
 
 @attrs.frozen(eq=False)
 class Node:
-    """A cluster of one node that is ready.
+    """A cluster that is ready.
 
     Attributes:
         address: Where clients connect.
-        process: The command; the node is its child.
+        process: The command; the nodes are its children.
+        file: The cluster file.
         out: File of all that it printed.
     """
 
     address: str
     process: subprocess.Popen[bytes]
+    file: Path
     out: Path
 
     def pid(self) -> int:
-        """Return the process id of the node itself, which changes if it is restarted."""
-        (pid,) = (
-            each.pid
+        """Return the process id of the only node, which changes if it is restarted."""
+        (pid,) = self.pids().values()
+        return pid
+
+    def pids(self) -> dict[str, int]:
+        """Return the process ids of the nodes that run, by name."""
+        return {
+            each.command.split(" --node ")[1].split()[0]: each.pid
             for each in list_processes()
             if each.parent == self.process.pid and " --node " in each.command
-        )
-        return pid
+        }
 
     def stop(self) -> int:
         """Ask it to drain, wait until it has, and return its exit code."""
@@ -70,6 +76,7 @@ def cluster_text(
     n_shards: int = 2,
     gateway: Mapping[str, Any] | None = None,
     executor: Mapping[str, Any] | None = None,
+    apart: bool = False,
 ) -> str:
     """Return a cluster file: one node with a gateway, shards, and an executor for each model.
 
@@ -79,6 +86,7 @@ def cluster_text(
         n_shards: Shards; each holds its part of every model.
         gateway: Options of the gateway.
         executor: Options of all executors.
+        apart: Whether each actor gets a node of its own, of its name.
     """
     shards = [f"shard-{k}" for k in range(n_shards)]
     lines = ["[cluster]", 'name = "test"', 'run_folder = "run"']
@@ -95,7 +103,8 @@ def cluster_text(
         ]
         actors.append((f"executor-{name}", "executor.Executor", executor or {}))
     for name, class_name, options in actors:
-        lines += [f"[nodes.node.actors.{name}]", f'class = "actors.{class_name}"']
+        node = name if apart else "node"
+        lines += [f"[nodes.{node}.actors.{name}]", f'class = "actors.{class_name}"']
         lines += [f"{key} = {json.dumps(value)}" for key, value in options.items()]
     return "\n".join([*lines, ""])
 
@@ -108,6 +117,7 @@ def serving(
     n_shards: int = 2,
     gateway: Mapping[str, Any] | None = None,
     executor: Mapping[str, Any] | None = None,
+    apart: bool = False,
 ) -> Iterator[Node]:
     """Start ``python -m runtime.node``, wait until it is ready, and stop it at the end.
 
@@ -119,7 +129,9 @@ def serving(
         NotReady: It ended, one of its actors died, or it took more than ``START_S``.
     """
     address = f"tcp://127.0.0.1:{_free_port()}"
-    text = cluster_text(models, address, n_shards=n_shards, gateway=gateway, executor=executor)
+    text = cluster_text(
+        models, address, n_shards=n_shards, gateway=gateway, executor=executor, apart=apart
+    )
     file, out = folder / "cluster.toml", folder / "out.txt"
     file.write_text(text)
     with out.open("wb") as sink:
@@ -129,7 +141,7 @@ def serving(
             stdout=sink,
             stderr=subprocess.STDOUT,
         )
-    node = Node(address, process, out)
+    node = Node(address, process, file, out)
     try:
         _wait_ready(node)
         yield node
