@@ -4,7 +4,8 @@ Reading order: ``gateway.py`` (requests in, features parsed, lookups scattered, 
 ``inflight.py`` (its books) and ``scatter.py`` (one model's messages); ``shard.py`` (ids to pooled
 rows); ``executor.py`` and its ``serving.py``, shells around ``engine.py`` (windows in, answers out)
 and ``join.py`` (what belongs together), with ``dense.py`` (what rows are scored on). ``options.py``
-reads what a topology says to each; ``usual.py`` is what they answer alike.
+reads what a topology says to each; ``usual.py`` is what they answer alike. Tables may lie in Redis
+instead: ``redis/`` has the shard for that.
 
 Models are replaced while they are served: ``versions.py`` is what each actor holds and does for it,
 ``restore.py`` what a gateway sees to, ``deploy.py`` the command.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from actors.fetch import FetchedTable
 from actors.layouts import Layouts
+from actors.parts import keys_by_table
 from kernels.bundle.load import Bundle
 from kernels.errors import LookupFailed
 from kernels.lookup import PooledLookup
@@ -88,17 +89,9 @@ class HeldPart:
     def _rows(self, batch: LookupBatch) -> U8:
         if not len(batch.keys):
             return _NO_ROWS
-        splits = batch.key_splits
-        if (
-            len(splits) != len(self.fetched) + 1
-            or splits[0] != 0
-            or splits[-1] != len(batch.keys)
-            or (np.diff(splits) < 0).any()
-        ):
-            raise ValueError(f"key_splits: do not divide keys of {len(self.fetched)} tables")
         pieces = []
-        for number, each in enumerate(self.fetched):
-            keys = batch.keys[splits[number] : splits[number + 1]]
+        by_table = keys_by_table(batch, len(self.fetched))
+        for each, keys in zip(self.fetched, by_table, strict=True):
             if not len(keys):
                 continue
             table = self.tables.get(each.table.name)

@@ -6,16 +6,15 @@ A shard is a replica of one group of each model that names it: it holds that gro
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 import attrs
-import numpy as np
 import trio
 
 from actors.held import HeldPart
 from actors.layouts import placement_of
 from actors.options import read_options
+from actors.parts import failed_part, part_not_held, part_of, send_part
 from actors.usual import answer_usual
 from actors.versions import QUESTIONS, Versions
 from kernels.bundle.load import Bundle
@@ -23,15 +22,7 @@ from kernels.errors import LookupFailed
 from runtime.actor import Context, Envelope
 from runtime.mailbox import Mailbox
 from runtime.metrics import Metrics
-from transport.errors import Overloaded, Unavailable
-from transport.messages import (
-    ERROR_CODES,
-    LookupBatch,
-    RowsPart,
-    ScoresBatch,
-)
-
-log = logging.getLogger(__name__)
+from transport.messages import LookupBatch, RowsPart
 
 # Batches taken from the mailbox at a time.
 _RECEIVE_MOST = 64
@@ -87,19 +78,15 @@ class EmbeddingShard:
             if envelope.received_at + message.budget_us * 1e-6 <= trio.current_time():
                 self._metrics.count("expired")
                 return
-            self._send(message, await self._look_up(message, envelope.received_at))
+            part = await self._look_up(message, envelope.received_at)
+            send_part(self._context, self._metrics, message, part)
         else:
             answer_usual(envelope, self._metrics)
 
     async def _look_up(self, batch: LookupBatch, received_at: float) -> RowsPart:
         held = self._versions.ready.get((batch.model, batch.version))
         if held is None:
-            ready = self._versions.ready
-            versions = [version[:12] for model, version in ready if model == batch.model]
-            has = f"version {' and '.join(versions)}" if versions else "no such model"
-            return _failed(
-                batch, f"{self._context.name}: {has}, not {batch.model} {batch.version[:12]}"
-            )
+            return part_not_held(self._context.name, batch, self._versions.ready)
         n_rows = batch.user_ids.size + batch.candidate_ids.size + batch.keys.size
         try:
             if n_rows > _THREAD_ROWS:
@@ -108,55 +95,5 @@ class EmbeddingShard:
                 user, candidate, rows = held.look_up(batch)
         except (LookupFailed, ValueError) as error:
             self._metrics.count("refused")
-            return _failed(batch, f"{self._context.name}: {error}", "internal")
-        spent_us = int((trio.current_time() - received_at) * 1e6)
-        self._metrics.count("batches")
-        self._metrics.count("rows", n_rows)
-        self._metrics.observe("lookup_us", spent_us)
-        return RowsPart(
-            gateway=batch.gateway,
-            seq=batch.seq,
-            version=batch.version,
-            part=batch.part,
-            attempt=batch.attempt,
-            user=user,
-            candidate=candidate,
-            rows=rows,
-            lookup_us=spent_us,
-        )
-
-    def _send(self, batch: LookupBatch, part: RowsPart) -> None:
-        try:
-            self._context.ref(batch.executor).tell(part)
-        except (Overloaded, Unavailable) as error:
-            self._metrics.count("undelivered")
-            self._tell_gateway(batch, error)
-
-    def _tell_gateway(self, batch: LookupBatch, error: Overloaded | Unavailable) -> None:
-        n_requests = batch.user_ids.shape[1]
-        failure = ScoresBatch(
-            seq=batch.seq,
-            requests=np.arange(n_requests, dtype=np.int32),
-            codes=np.full(n_requests, ERROR_CODES.index(error.code), np.uint8),
-            scores=np.empty((0, 0), np.float32),
-            message=f"{self._context.name} to {batch.executor}: {error}",
-        )
-        try:
-            self._context.ref(batch.gateway).tell(failure)
-        except (Overloaded, Unavailable) as second:
-            log.warning("%s: batch %d: %s; then %s", self._context.name, batch.seq, error, second)
-
-
-def _failed(batch: LookupBatch, message: str, code: str = "unavailable") -> RowsPart:
-    empty = np.empty((0, 0), np.float32)
-    return RowsPart(
-        gateway=batch.gateway,
-        seq=batch.seq,
-        version=batch.version,
-        part=batch.part,
-        attempt=batch.attempt,
-        user=empty,
-        candidate=empty,
-        code=code,
-        message=message,
-    )
+            return failed_part(batch, f"{self._context.name}: {error}", "internal")
+        return part_of(batch, user, candidate, rows, received_at, self._metrics)

@@ -9,5 +9,6 @@ Reading order: ``wire.py`` (commands and replies as bytes), ``server.py`` (what 
 ``connection.py`` (one connection, greeted), ``link.py`` (one server, for good: pipelined, connected
 again when lost), ``slots.py`` (which of a cluster's servers holds a key), ``client.py`` (many keys
 from any number of servers), ``rows.py`` (keys and rows of a table), ``load.py`` (fills Redis from a
-bundle: ``python -m actors.redis``).
+bundle: ``python -m actors.redis``), ``lookup.py`` (what a batch wants of a model's tables),
+``shard.py`` (the actor).
 """

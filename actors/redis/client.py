@@ -1,8 +1,8 @@
 """Commands to one server or to a cluster's, together: each to the server that holds its key.
 
 Keys of a single server are read with ``MGET`` s of up to ``CHUNK`` keys. A cluster takes only keys
-of one slot in a command, so there each slot's keys are an ``MGET`` of their own: random keys are
-mostly a command each, which costs about three times as much a key.
+of one slot in a command: keys that share slots, by a tag or because they are many, are an ``MGET``
+a slot, others a ``GET`` each; the commands for one server go out in one piece.
 
 What a cluster says while it changes is followed: ``MOVED`` (noted, and the map is read again),
 ``ASK``, ``TRYAGAIN``. Commands whose connection is lost under way are sent once more: all that are
@@ -14,17 +14,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, TypeAlias, cast
 
 import attrs
 import numpy as np
 import trio
+from numpy.typing import NDArray
 
 from actors.redis.connection import ask_once
 from actors.redis.errors import LinkDown, RedisError, Refused
 from actors.redis.link import Exchange, Link
 from actors.redis.server import Address, Server
-from actors.redis.slots import SlotMap, slot_of, slots_of
+from actors.redis.slots import SlotMap, slots_of
 from actors.redis.wire import ErrorReply, Reply, pack
 
 # A server does nothing else during a command: 512 rows of 256 bytes take it about 0.25 ms.
@@ -37,20 +38,13 @@ _CALM_S: Final = 30.0
 _ALARMED_S: Final = 0.5
 _LEAST_S: Final = 0.05
 
-_ASKING: Final = pack([b"ASKING"])
+_ASKING: Final = b"*1\r\n$6\r\nASKING\r\n"
+_GET: Final = b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n"
+_NO_SLOTS: Final = np.empty(0, np.int32)
+_TEXT_OR_NONE: Final = {bytes, type(None)}
 
-
-@attrs.frozen(eq=False)
-class Command:
-    """One command, packed, about keys of one slot; the slot does not matter to a single server."""
-
-    packed: bytes
-    slot: int
-
-    @classmethod
-    def of(cls, key: bytes, *words: bytes) -> Command:
-        """Make a command about one key, which ``words`` contain."""
-        return cls(pack(words), slot_of(key))
+# Where to send some commands, whether after an ASKING, and their positions.
+_To: TypeAlias = tuple[Address, bool, Sequence[int]]
 
 
 @attrs.frozen(eq=False)
@@ -64,7 +58,7 @@ class _Sent:
 
     address: Address
     exchange: Exchange
-    which: list[int]
+    which: Sequence[int]
     asking: bool
 
     async def replies(self) -> list[Reply]:
@@ -130,17 +124,35 @@ class Client:
         Raises:
             RedisError: A server cannot be reached, or answered with an error; names it.
         """
-        values: list[bytes | None] = [None] * len(keys)
+        n = len(keys)
+        slots = _NO_SLOTS if self._slots is None else slots_of(keys)
+        if self._slots is not None and len(np.unique(slots)) > n / 2:
+            values = await self.execute([_GET % (len(key), key) for key in keys], slots)
+            if not set(map(type, values)) <= _TEXT_OR_NONE:
+                values = [self._text(value) for value in values]
+            return cast("list[bytes | None]", values)
 
         def command(group: Sequence[int]) -> list[bytes]:
             return [b"MGET", *[keys[i] for i in group]]
 
-        for group, reply in await self._of_groups(keys, command):
+        found: list[bytes | None] = [None] * n
+        for group, reply in await self._of_groups(n, slots, command):
             if not isinstance(reply, list) or len(reply) != len(group):
                 raise RedisError(f"{self.server}: {reply!s:.200} for MGET")
-            for i, value in zip(group, reply, strict=True):
-                values[i] = value  # type: ignore[assignment]
-        return values
+            if isinstance(group, range):
+                found[group.start : group.stop] = cast("list[bytes | None]", reply)
+            else:
+                for i, value in zip(group, reply, strict=True):
+                    found[i] = cast("bytes | None", value)
+        return found
+
+    def _text(self, reply: Reply) -> bytes | None:
+        """Return what ``MGET`` would have for a reply to ``GET``."""
+        if reply is None or isinstance(reply, bytes):
+            return reply
+        if isinstance(reply, ErrorReply) and reply.code == "WRONGTYPE":
+            return None
+        raise RedisError(f"{self.server}: {reply!s:.200} for GET")
 
     async def put(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
         """Set what some keys hold. If it fails, some of them may be set.
@@ -155,36 +167,35 @@ class Client:
                 words += (keys[i], values[i])
             return words
 
-        for _, reply in await self._of_groups(keys, command):
+        slots = _NO_SLOTS if self._slots is None else slots_of(keys)
+        for _, reply in await self._of_groups(len(keys), slots, command):
             if reply != b"OK":
                 raise RedisError(f"{self.server}: {reply!s:.200} for MSET")
 
     async def _of_groups(
-        self, keys: Sequence[bytes], command: Callable[[Sequence[int]], list[bytes]]
+        self,
+        n: int,
+        slots: NDArray[np.int32],
+        command: Callable[[Sequence[int]], list[bytes]],
     ) -> list[tuple[Sequence[int], Reply]]:
         """Send commands of many keys each; return the positions of each one's keys and its reply.
 
         Args:
-            keys: Of all commands.
+            n: How many keys there are.
+            slots: int32 ``[n]``, of a cluster's keys.
             command: Makes the one of some of them, given their positions.
         """
-        n = len(keys)
-        slots: list[int] | None = None
+        groups: list[Sequence[int]]
         if self._slots is None:
-            groups: list[Sequence[int]] = [
-                range(at, min(at + CHUNK, n)) for at in range(0, n, CHUNK)
-            ]
+            groups = [range(at, min(at + CHUNK, n)) for at in range(0, n, CHUNK)]
         else:
-            by_slot = slots_of(keys)
-            slots, groups = by_slot.tolist(), _groups(by_slot)
+            groups = _groups(slots)
         done: list[tuple[Sequence[int], Reply]] = []
         while groups:
-            commands = [
-                Command(pack(command(group)), -1 if slots is None else slots[group[0]])
-                for group in groups
-            ]
+            first = slots[[group[0] for group in groups]] if len(slots) else slots
+            replies = await self.execute([pack(command(group)) for group in groups], first)
             split: list[Sequence[int]] = []
-            for group, reply in zip(groups, await self.execute(commands), strict=True):
+            for group, reply in zip(groups, replies, strict=True):
                 if isinstance(reply, ErrorReply) and reply.code == "TRYAGAIN" and len(group) > 1:
                     split += [[i] for i in group]  # its slot is on the way, key by key
                 else:
@@ -193,30 +204,33 @@ class Client:
         return done
 
     async def ask(self, key: bytes, *words: bytes) -> Reply:
-        """Send one command about a key; return its reply.
+        """Send one command about a key, which ``words`` contain; return its reply.
 
         Raises:
             RedisError: As ``get``.
         """
-        (reply,) = await self.execute([Command.of(key, *words)])
+        (reply,) = await self.execute([pack(words)], slots_of([key]))
         if isinstance(reply, ErrorReply):
             raise RedisError(f"{self.server}: {reply}")
         return reply
 
-    async def execute(self, commands: Sequence[Command]) -> list[Reply]:
+    async def execute(self, commands: Sequence[bytes], slots: NDArray[np.int32]) -> list[Reply]:
         """Send commands, in order as far as they go to the same server; return their replies.
+
+        Args:
+            commands: Packed.
+            slots: int32 ``[n]``, of each one's keys; they do not matter to a single server.
 
         Raises:
             RedisError: A server cannot be reached, or cannot serve: errors that mean so are raised,
                 errors about the command itself are replies.
         """
         replies: list[Reply] = [None] * len(commands)
-        todo: list[tuple[int, Address, bool]] = [
-            (i, self._owner(command.slot), False) for i, command in enumerate(commands)
-        ]
+        todo = self._owners(range(len(commands)), slots)
         lost = False
         for _ in range(_ROUNDS):
-            sent, todo = self._send(commands, todo), []
+            sent = [self._send(commands, *each) for each in todo]
+            todo = []
             lost_before = lost
             for part in sent:
                 try:
@@ -226,38 +240,51 @@ class Client:
                         raise
                     lost = True
                     self._stale.set()
-                    todo += [(i, self._owner(commands[i].slot), False) for i in part.which]
+                    todo += self._owners(part.which, slots)
                     continue
+                has_errors = ErrorReply in set(map(type, answers))
                 for i, answer in zip(part.which, answers, strict=True):
-                    if isinstance(answer, ErrorReply) and (
-                        elsewhere := self._redirected(part.address, answer)
-                    ):
-                        todo.append((i, *elsewhere))
-                    else:
-                        replies[i] = answer
+                    if has_errors and isinstance(answer, ErrorReply):
+                        elsewhere = self._redirected(part.address, answer)
+                        if elsewhere is not None:
+                            todo.append((*elsewhere, [i]))
+                            continue
+                    replies[i] = answer
             if not todo:
                 return replies
+            todo = _merged(todo)
         raise RedisError(f"{self.server}: the cluster sends us from server to server")
 
-    def _send(
-        self, commands: Sequence[Command], todo: Sequence[tuple[int, Address, bool]]
-    ) -> list[_Sent]:
-        by_server: dict[tuple[Address, bool], list[int]] = {}
-        for i, address, asking in todo:
-            by_server.setdefault((address, asking), []).append(i)
-        sent = []
-        for (address, asking), which in by_server.items():
-            parts = [commands[i].packed for i in which]
-            if asking:
-                parts = [_ASKING + part for part in parts]
-            n = len(parts) * (2 if asking else 1)
-            try:
-                exchange = self._link(address).begin(b"".join(parts), n)
-            except LinkDown:
+    def _owners(self, which: Sequence[int], slots: NDArray[np.int32]) -> list[_To]:
+        """Return to whom to send some commands, by their positions."""
+        if not which:
+            return []
+        if self._slots is None:
+            return [(self.server.addresses[0], False, which)]
+        positions = np.asarray(which, np.intp)
+        owners = self._slots.owner[slots[positions]]
+        to: list[_To] = []
+        for owner in np.unique(owners).tolist():
+            mine: list[int] = positions[owners == owner].tolist()
+            if owner < 0:
                 self._stale.set()
-                raise
-            sent.append(_Sent(address, exchange, which, asking))
-        return sent
+                slot = slots[mine[0]]
+                raise RedisError(f"{self.server}: slot {slot} of the cluster is served by nobody")
+            to.append((self._slots.addresses[owner], False, mine))
+        return to
+
+    def _send(
+        self, commands: Sequence[bytes], address: Address, asking: bool, which: Sequence[int]
+    ) -> _Sent:
+        parts = [commands[i] for i in which]
+        if asking:
+            parts = [_ASKING + part for part in parts]
+        try:
+            exchange = self._link(address).begin(b"".join(parts), len(parts) * (2 if asking else 1))
+        except LinkDown:
+            self._stale.set()
+            raise
+        return _Sent(address, exchange, which, asking)
 
     def _redirected(self, address: Address, error: ErrorReply) -> tuple[Address, bool] | None:
         """Return where else to send what a server answered with an error; None if nowhere.
@@ -277,15 +304,6 @@ class Client:
         if code in _CANNOT_SERVE:
             raise RedisError(f"{address}: {error}")
         return None
-
-    def _owner(self, slot: int) -> Address:
-        if self._slots is None:
-            return self.server.addresses[0]
-        owner = int(self._slots.owner[slot])
-        if owner < 0:
-            self._stale.set()
-            raise RedisError(f"{self.server}: slot {slot} of the cluster is served by nobody")
-        return self._slots.addresses[owner]
 
     def _link(self, address: Address) -> Link:
         if address not in self._links:
@@ -359,7 +377,15 @@ async def _run_within(scope: trio.CancelScope, link: Link) -> None:
         await link.run()
 
 
-def _groups(slots: np.ndarray) -> list[Sequence[int]]:
+def _merged(todo: Sequence[_To]) -> list[_To]:
+    """Return the same with one entry for each server."""
+    by_server: dict[tuple[Address, bool], list[int]] = {}
+    for address, asking, which in todo:
+        by_server.setdefault((address, asking), []).extend(which)
+    return [(address, asking, which) for (address, asking), which in by_server.items()]
+
+
+def _groups(slots: NDArray[np.int32]) -> list[Sequence[int]]:
     """Return positions of equal slots together, at most ``CHUNK`` of them."""
     order = np.argsort(slots, kind="stable")
     cuts = np.flatnonzero(np.diff(slots[order], prepend=-1, append=-1)).tolist()

@@ -12,6 +12,7 @@ by which a shard notices that it would misread the rows.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from string import Formatter
 from typing import Final, cast
@@ -115,6 +116,8 @@ class RedisTable:
 
     def decode(self, rows: bytes) -> F32:
         """Return rows as numbers: float32 ``[n, dim]``."""
+        if self.table.dtype == "fp32" and sys.byteorder == "little":
+            return np.frombuffer(rows, np.float32).reshape(-1, self.table.dim)
         encoded = np.frombuffer(rows, np.uint8).reshape(-1, self.table.row_bytes)
         return decode_rows(encoded, cast("RowType", self.table.dtype), self.table.dim)
 

@@ -1,7 +1,7 @@
 """Redis' protocol as values: commands to bytes, bytes to replies. No I/O.
 
 RESP2 (redis.io, "Redis serialization protocol specification"), which every server speaks without
-being asked to. hiredis parses: bulk replies are cut out of the stream in C.
+being asked to. hiredis packs and parses, in C.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ class ErrorReply(Exception):
 
 
 def pack(words: Sequence[bytes]) -> bytes:
-    """Return a command as bytes: an array of bulk strings."""
-    parts = [b"*%d\r\n" % len(words)]
-    parts += [b"$%d\r\n%b\r\n" % (len(word), word) for word in words]
-    return b"".join(parts)
+    """Return a command as bytes: an array of bulk strings.
+
+    Raises:
+        StartError: hiredis is not installed.
+    """
+    packed: bytes = _hiredis().pack_command(tuple(words))
+    return packed
 
 
 class Replies:

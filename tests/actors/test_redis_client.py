@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import trio
 
-from actors.redis.client import CHUNK, Client, Command, open_client
+from actors.redis.client import CHUNK, Client, open_client
 from actors.redis.errors import LinkDown, RedisError, Refused
 from actors.redis.server import Address, parse
 from actors.redis.slots import SlotMap, slot_of, slots_of
@@ -42,8 +42,7 @@ async def client_of(
 
 
 async def fill(client: Client, keys: list[bytes]) -> None:
-    done = await client.execute([Command.of(key, b"SET", key, b"<%b>" % key) for key in keys])
-    assert done == [b"OK"] * len(keys)
+    await client.put(keys, [b"<%b>" % key for key in keys])
 
 
 # Values
@@ -137,7 +136,7 @@ async def test_what_somebody_gave_up_is_not_what_the_next_gets(one: RedisProcess
 async def test_errors_about_a_command_are_replies(one: RedisProcess) -> None:
     async with client_of(one.url) as client:
         bad, good = await client.execute(
-            [Command.of(b"k", b"NOSUCH", b"k"), Command.of(b"k", b"SET", b"k", b"v")]
+            [pack([b"NOSUCH", b"k"]), pack([b"SET", b"k", b"v"])], slots_of([b"k", b"k"])
         )
         assert isinstance(bad, ErrorReply)
         assert good == b"OK"
@@ -231,6 +230,18 @@ async def test_a_cluster_is_known_from_any_of_its_servers(cluster: list[RedisPro
             await fill(client, keys)
             assert await client.get(keys[::-1]) == [b"<%b>" % key for key in keys[::-1]]
     assert all(int(server.cli("dbsize")) > 50 for server in cluster)
+
+
+@needs_redis
+async def test_what_is_no_string_is_as_missing(
+    one: RedisProcess, cluster: list[RedisProcess]
+) -> None:
+    keys = [b"string", b"list", b"nothing", b"another"]
+    for url in (one.url, cluster[0].url):
+        async with client_of(url) as client:
+            await fill(client, [b"string", b"another"])
+            assert await client.ask(b"list", b"RPUSH", b"list", b"x") == 1
+            assert await client.get(keys) == [b"<string>", None, None, b"<another>"]
 
 
 @needs_redis
