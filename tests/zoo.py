@@ -412,19 +412,24 @@ def table(results: Sequence[Result]) -> Iterator[str]:
             yield f"{result.name}: {what}: {kept.name} {list(kept.shape)}: {kept.reason}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a whole zoo; return the exit status."""
-    parser = argparse.ArgumentParser(prog="tests.zoo", description=__doc__)
-    parser.add_argument("folder", nargs="?", type=Path, default=ZOO)
-    parser.add_argument("--only", default="", metavar="REGEX")
-    parser.add_argument("--in-process", action="store_true", help="without a node and a client")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
+    made = argparse.ArgumentParser(prog="tests.zoo", description=__doc__)
+    made.add_argument("folder", nargs="?", type=Path, default=ZOO)
+    made.add_argument("--only", default="", metavar="REGEX")
+    made.add_argument("--in-process", action="store_true", help="without a node and a client")
+    made.add_argument(
         "--executor", choices=EXECUTORS, default="host", help="other than host: in process"
     )
-    parser.add_argument(
+    made.add_argument(
         "--rows", type=_numbers, default=(), metavar="1,37,64", help="random inputs, in process"
     )
-    options = parser.parse_args(arguments)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a whole zoo; return the exit status."""
+    options = parser().parse_args(arguments)
     executor: ExecutorName = options.executor
     try:
         chosen = models(options.folder, options.only)

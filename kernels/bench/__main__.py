@@ -86,13 +86,11 @@ def _measure(options: argparse.Namespace, builder: Builder) -> int:
                 ends = start + options.budget_s
                 results = run_case(case, contenders, _progress, ends=ends)
                 lines.append(line_of(results, _ceilings(options), options.precision))
+                _write(options, device, lines)  # a run that is cut off leaves what it has
         stopwatch.close()
         context.close()
     except DeviceLost as error:  # what was measured before is printed all the same
         lost = error
-    if options.json is not None:
-        document = {"run": _about(options, device), "results": to_json(lines)}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
     missing = [name for name in options.peers if not _installed(name)]
     notes = [f"{name} was not measured: {PEERS[name]} is not installed" for name in missing]
     head = f"{device.name}, {options.precision}; times in us, without copies to the card"
@@ -101,6 +99,12 @@ def _measure(options: argparse.Namespace, builder: Builder) -> int:
     if lost is not None:
         raise lost
     return 1 if any(line.problem is not None for line in lines) else 0
+
+
+def _write(options: argparse.Namespace, device: Device, lines: Sequence[Line]) -> None:
+    if options.json is not None:
+        document = {"run": _about(options, device), "results": to_json(lines)}
+        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def _prepare(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
+
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.program import Argument, Pointer, Program, Role, leading_dimension
+from kernels.program import Argument, Pointer, Program, Role, TensorMap, leading_dimension
 from tests.kernels import shim
 
 
@@ -106,7 +108,19 @@ def _block(
 def _argument(argument: Argument, buffers: dict[Role, NDArray[np.generic]]) -> shim.Arg:
     if isinstance(argument, int):
         return argument
-    if not isinstance(argument, Pointer):
-        raise NotImplementedError("the shim has no tensor maps")
-    view: NDArray[np.uint8] = buffers[argument.role].reshape(-1).view(np.uint8)[argument.offset :]
+    if isinstance(argument, TensorMap):
+        return tensor_map(argument, _bytes(argument.pointer, buffers).ctypes.data)
+    return _bytes(argument, buffers)
+
+
+def tensor_map(made: TensorMap, address: int) -> bytes:
+    """Return a tensor map as ``wgmma_shim.h`` reads it; the matrix lies at ``address``."""
+    fields = (address, made.rows, made.columns, made.row_bytes)
+    box = (made.box_rows, made.box_columns, made.swizzle_bytes)
+    return struct.pack("<16Q", *fields, *box, *[0] * 9)
+
+
+def _bytes(pointer: Pointer, buffers: dict[Role, NDArray[np.generic]]) -> NDArray[np.uint8]:
+    """Return a buffer from where a pointer points."""
+    view: NDArray[np.uint8] = buffers[pointer.role].reshape(-1).view(np.uint8)[pointer.offset :]
     return view

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-
 import attrs
 import numpy as np
 import pytest
@@ -40,6 +38,7 @@ from kernels.wide import (
 )
 from kernels.wide.pack import to_storage
 from tests.kernels import shim
+from tests.kernels.shim_program import tensor_map
 
 runs_here = pytest.mark.skipif(shim.available() is not None, reason=str(shim.available()))
 F32 = NDArray[np.float32]
@@ -134,9 +133,7 @@ class Memory:
         arguments: list[shim.Arg] = []
         for each in launch.arguments:
             if isinstance(each, TensorMap):
-                fields = (each.pointer.offset, each.rows, each.columns, each.row_bytes)
-                box = (each.box_rows, each.box_columns, each.swizzle_bytes)
-                arguments.append(struct.pack("<16Q", *fields, *box, *[0] * 9))
+                arguments.append(tensor_map(each, each.pointer.offset))
             elif isinstance(each, Pointer):
                 arguments.append(self.held[each.offset])
             else:
