@@ -1,31 +1,23 @@
-"""Asks shards for the parts of batches: does what the gateway's book says (``asking.py``).
-
-A replica whose node does not answer is dead until it says itself that it serves: it is asked over
-and over, as a node that was restarted takes messages long before its tables are open.
-"""
+"""Asks shards for the parts of batches: does what the gateway's book says (``asking.py``)."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final
 
 import trio
 
 from actors.asking import Asking, Nobody, Todo
+from actors.probing import Prober
 from actors.scatter import ModelFront, Scattered
 from kernels.errors import KernelsError
 from runtime.actor import Context
 from runtime.metrics import Metrics
 from runtime.topology import DEFAULT
-from transport.errors import DeadlineExceeded, Overloaded, RequestError, Unavailable
-from transport.messages import ERROR_CODES, OK, PartsLate, Ping, Pong, ScoresBatch
+from transport.errors import Overloaded, RequestError, Unavailable
+from transport.messages import ERROR_CODES, OK, PartsLate, ScoresBatch
 
 GiveUp = Callable[[int, str, str], None]
-
-# How long a replica has to say that it serves, and how long to wait before it is asked again.
-_PING_BUDGET_S: Final = 0.25
-_PING_EVERY_S: Final = 0.05
 
 
 class Asker:
@@ -43,8 +35,7 @@ class Asker:
         self._give_up = give_up
         self._asking = Asking()
         self._fronts: dict[int, ModelFront] = {}  # of the batches in flight
-        self._probed: set[str] = set()
-        self._nursery: trio.Nursery | None = None
+        self._prober = Prober(context, self._asking.replicas.dead, self._is_dead)
 
     def __len__(self) -> int:
         """Return how many batches' lookups are kept."""
@@ -52,7 +43,7 @@ class Asker:
 
     def start(self, nursery: trio.Nursery) -> None:
         """Let a nursery run what takes time."""
-        self._nursery = nursery
+        self._prober.start(nursery)
 
     def begin(self, seq: int, front: ModelFront, scattered: Scattered, deadline: float) -> None:
         """Ask for all parts of a batch whose head the executor has.
@@ -77,7 +68,7 @@ class Asker:
         for part, attempt, code in rows:
             if code == OK:
                 for name in self._asking.asked_of(seq, part):
-                    self._probe(name)
+                    self._prober.probe(name)
                 self._do(self._asking.late(seq, part, now))
             else:
                 name = ERROR_CODES[code]
@@ -121,8 +112,11 @@ class Asker:
 
     def _died(self, name: str, how: str) -> list[Todo]:
         self._metrics.count("dead_replicas", name not in self._asking.replicas.dead)
-        self._probe(name)
+        self._prober.probe(name)
         return self._asking.died(name, trio.current_time(), how)
+
+    def _is_dead(self, name: str, how: str) -> None:
+        self._do(self._died(name, how))
 
     def _nobody(self, part: Nobody) -> None:
         """Do without a part, or give its batch up, as the model's user wants."""
@@ -140,30 +134,3 @@ class Asker:
             self._give_up(part.seq, error.code, str(error))
         except KernelsError as error:
             self._give_up(part.seq, "internal", f"default rows: {error}")
-
-    def _probe(self, name: str) -> None:
-        """Ask a replica whether it serves, if it is not being asked already."""
-        if self._nursery is not None and name not in self._probed:
-            self._probed.add(name)
-            self._nursery.start_soon(self._ask_until_it_serves, name)
-
-    async def _ask_until_it_serves(self, name: str) -> None:
-        """Ask a replica until it serves, or has shown itself to be slow and not dead."""
-        dead = self._asking.replicas.dead
-        try:
-            while True:
-                try:
-                    answer = await self._context.ref(name).ask(
-                        Ping(request_id=1), budget=_PING_BUDGET_S
-                    )
-                    if isinstance(answer, Pong):
-                        dead.discard(name)
-                except Unavailable as error:
-                    self._do(self._died(name, str(error)))
-                except (DeadlineExceeded, Overloaded):
-                    pass
-                if name not in dead:
-                    return
-                await trio.sleep(_PING_EVERY_S)
-        finally:
-            self._probed.discard(name)

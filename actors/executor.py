@@ -16,8 +16,10 @@ import trio
 
 from actors.dense import ExecutorOptions, open_dense
 from actors.engine import Engine, Work
+from actors.hot_asker import HotAsker
+from actors.hot_rows import hot_tables
 from actors.join import BlockLayout
-from actors.layouts import placement_of
+from actors.layouts import Layouts, placement_of
 from actors.options import read_options
 from actors.serving import LOST, Serving
 from actors.usual import answer_usual
@@ -30,12 +32,14 @@ from runtime.actor import Context, Envelope
 from runtime.errors import StartError
 from runtime.mailbox import Mailbox
 from runtime.metrics import Metrics
+from runtime.topology import ModelSpec
 from runtime.window import WindowPolicy
 from transport.errors import Overloaded, Unavailable
 from transport.messages import (
     Batch,
     LookupBatch,
     PartsLate,
+    RowsChanged,
     RowsPart,
     ScoresBatch,
 )
@@ -133,10 +137,11 @@ class Executor:
         )
         try:
             engine = self._engine(dense, bundle.manifest.version, layout)
+            hot = self._hot(spec, bundle, placement, engine)
         except BaseException:
             dense.close()
             raise
-        return Serving(engine, self._context.name, self._metrics)
+        return Serving(engine, self._context.name, self._metrics, hot)
 
     def _engine(
         self, dense: HostExecutor | GpuExecutor, version: str, layout: BlockLayout
@@ -161,6 +166,18 @@ class Executor:
             metrics=self._metrics,
         )
 
+    def _hot(
+        self, model: ModelSpec, bundle: Bundle, layouts: Layouts, engine: Engine
+    ) -> HotAsker | None:
+        """Make what keeps the hot rows of cached tables, if there are any."""
+        if layouts.hot is None:
+            return None
+        try:
+            tables = hot_tables(self._context.name, model, bundle, layouts)
+        except ValueError as error:
+            raise StartError(f"model {model.name}: {error}") from error
+        return HotAsker(tables, layouts.hot, self._context, self._metrics, engine.add)
+
     def _serve(self, envelope: Envelope) -> None:
         message = envelope.message
         if isinstance(message, Batch):
@@ -173,9 +190,27 @@ class Executor:
             if serving is None:  # the gateway was told, when the head came
                 self._metrics.count("strays")
             else:
-                serving.engine.add(message, envelope.received_at)
+                self._take(serving, message, envelope.received_at)
+        elif isinstance(message, RowsChanged):
+            serving = self._versions.ready.get((self._model, message.version))
+            if serving is not None and serving.hot is not None:
+                serving.hot.changed(message)
         else:
+            for serving in self._versions.ready.values():
+                if serving.hot is not None:
+                    serving.hot.report()
             answer_usual(envelope, self._metrics)
+
+    def _take(self, serving: Serving, message: RowsPart | LookupBatch, at: float) -> None:
+        """Take a part of a batch, or what this executor is to make one of."""
+        hot = serving.hot
+        if isinstance(message, RowsPart) and message.gateway == self._context.name:
+            if hot is not None:
+                hot.answered(message)
+        elif isinstance(message, LookupBatch) and hot is not None and message.part == hot.part:
+            hot.ask(message)
+        else:
+            serving.engine.add(message, at)
 
     def _tell(self, gateway: str, message: ScoresBatch | PartsLate) -> None:
         try:

@@ -20,20 +20,31 @@ from numpy.typing import NDArray
 
 from actors.asking import Asking, Nobody, Question
 from actors.flights import Flight, Flights, Part
+from actors.layouts import Layouts
 from actors.replicas import LateAfter
+from kernels.bundle.load import Bundle
 from kernels.bundle.manifest import Table
 from kernels.errors import LookupFailed
 from kernels.hot import HotRows, HotStatistics, Sizes
 from kernels.shards import ShardLayout
 from kernels.store.partition import segment_of
+from runtime.topology import ModelSpec
 from transport.messages import LookupBatch, RowsPart
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
 
-Todo: TypeAlias = Question | RowsPart
-"""Something to do: ask a replica, or take a part of a batch as if a shard had sent it."""
+
+@attrs.frozen
+class Doubt:
+    """Something to do: find out whether a replica lives, as it takes long to answer."""
+
+    replica: str
+
+
+Todo: TypeAlias = Question | RowsPart | Doubt
+"""Something to do: ask a replica, take a part of a batch as if a shard had sent it, or doubt."""
 
 # A flight outlives the batch that it is for by as much again, so that batches of the same budget
 # that come meanwhile can wait for it.
@@ -130,6 +141,11 @@ class HotTables:
         self._asking = Asking()
         self._flights = Flights()
         self.n_shared = 0
+
+    @property
+    def dead(self) -> set[str]:
+        """Replicas that are known to be dead; whoever learns that one lives takes it out."""
+        return self._asking.replicas.dead
 
     # Batches
 
@@ -276,13 +292,9 @@ class HotTables:
         """Note that a replica could not be told a question; return what is to be done instead."""
         return self._settle(self._asking.refused(question, code, message, now), now)
 
-    def died(self, name: str, now: float) -> list[Todo]:
-        """Note that a replica is dead; return what is to be done about what it was asked."""
-        return self._settle(self._asking.died(name, now), now)
-
-    def lives(self, name: str) -> None:
-        """Note that a replica is there again."""
-        self._asking.replicas.dead.discard(name)
+    def died(self, name: str, how: str, now: float) -> list[Todo]:
+        """Note that a replica is dead, and how that is known; return what is to be done now."""
+        return self._settle(self._asking.died(name, now, how), now)
 
     def _keep(self, flight: Flight, rows: U8, may_be: NDArray[np.bool_]) -> None:
         """Admit the rows of a flight that may be kept."""
@@ -317,14 +329,16 @@ class HotTables:
     def tick(self, now: float) -> list[Todo]:
         """Forget flights that nobody waits for, and ask others about those that are late."""
         todo: list[Question | Nobody] = []
+        doubts: list[Todo] = []
         for flight in self._flights:
             if flight.until <= now:
                 self._asking.settled(flight.first, (), (), now)
                 self._flights.end(flight)
             elif flight.late_at <= now:
                 flight.late_at = math.inf
+                doubts += map(Doubt, self._asking.asked_of(flight.first, 0))
                 todo += self._asking.late(flight.first, 0, now)
-        return self._settle(todo, now)
+        return doubts + self._settle(todo, now)
 
     def wake_at(self) -> float | None:
         """Return when ``tick`` has something to do if nothing happens before, or None."""
@@ -345,6 +359,45 @@ class HotTables:
             each.table.name: self._rows[number].statistics()
             for number, each in self._tables.items()
         }
+
+
+def hot_tables(name: str, model: ModelSpec, bundle: Bundle, layouts: Layouts) -> HotTables:
+    """Return the cached tables of a bundle, in an executor.
+
+    Args:
+        name: The executor's.
+        model: Names the shards.
+        bundle: The model's.
+        layouts: What these are asked.
+
+    Raises:
+        ValueError: As ``HotTables``.
+    """
+    placement = layouts.placement
+    cached = {each.table: each for each in placement.cached}
+    fetched = () if layouts.fetch is None else layouts.fetch.tables
+    tables = [
+        HotTable(
+            number=number,
+            table=each.table,
+            max_bytes=cached[each.table.name].max_bytes,
+            stale_s=cached[each.table.name].stale_s,
+            group_of=placement.group_of(each.table.name),
+        )
+        for number, each in enumerate(fetched)
+        if each.table.name in cached
+    ]
+    numbers = {int(group) for table in tables for group in table.group_of}
+    return HotTables(
+        name=name,
+        model=model.name,
+        version=bundle.manifest.version,
+        n_tables=len(fetched),
+        tables=tables,
+        groups={
+            group: Group(model.replicas_of(group), *layouts.shards[group]) for group in numbers
+        },
+    )
 
 
 def _stretches(numbers: I64) -> list[tuple[int, int]]:

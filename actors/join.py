@@ -38,6 +38,7 @@ class BlockLayout:
         fetch: The tables that come as rows, and
         fetched: where their lookups go.
         replicas: How many shards can send each part.
+        hot: The part that nobody but the executor itself makes; None if there is none.
     """
 
     parts: Sequence[tuple[ShardLayout, ShardLayout]]
@@ -47,6 +48,7 @@ class BlockLayout:
     fetch: FetchLayout | None = None
     fetched: tuple[ShardLayout, ShardLayout] | None = None
     replicas: int = 1
+    hot: int | None = None
 
     @classmethod
     def of(cls, manifest: Manifest, layouts: Layouts, replicas: int = 1) -> BlockLayout:
@@ -63,6 +65,7 @@ class BlockLayout:
                 fetch=fetch,
                 fetched=fetched,
                 replicas=replicas,
+                hot=layouts.hot,
             )
         user, candidate = layouts.device
         return cls(
@@ -75,6 +78,7 @@ class BlockLayout:
             if fetched is None
             else (_staged(fetched[0], user), _staged(fetched[1], candidate)),
             replicas,
+            layouts.hot,
         )
 
     def expected(self, head: Batch) -> list[int]:

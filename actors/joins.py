@@ -146,6 +146,8 @@ class Joins:
         due = []
         for index in self.layout.expected(join.head):
             n_notices = join.n_notices.get(index, 0)
+            if index == self.layout.hot:
+                continue
             if index not in join.parts and n_notices < self.layout.replicas - 1:
                 after = self._late_after[index].seconds
                 due.append((index, join.begun + after * 2**n_notices))

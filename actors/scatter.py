@@ -28,7 +28,8 @@ class PartRoute:
     """Whom to ask for one part of a batch, and for what.
 
     Attributes:
-        replicas: The actors of the group, any of which can answer.
+        replicas: The actors of the group, any of which can answer; none where that is for the
+            batch's executor itself.
         user: What the group pools of the user side.
         candidate: The same of candidates.
         holds: What the group holds, for people.
@@ -178,12 +179,12 @@ class ModelFront:
 
         lookups = []
         for part, route in enumerate(self.parts):
-            layouts = route.user, route.candidate
+            layouts, replicas = (route.user, route.candidate), route.replicas or (executor,)
             if wanted is not None and len(wanted.keys[part]):
                 keys = wanted.keys[part], wanted.key_splits[part]
-                lookups.append((route.replicas, lookup(part, *layouts, *keys)))
+                lookups.append((replicas, lookup(part, *layouts, *keys)))
             elif route.pools:
-                lookups.append((route.replicas, lookup(part, *layouts)))
+                lookups.append((replicas, lookup(part, *layouts)))
         slots: dict[str, NDArray[Any]] = {}
         if self.fetch is not None and wanted is not None:
             slots = {
@@ -221,16 +222,19 @@ def open_front(context: Context, name: str, bundle: Bundle, *, max_candidates: i
     model = context.topology.models[name]
     layouts = placement_of(model, bundle)
     device = layouts.device
+    parts = [
+        PartRoute(model.replicas_of(group), *layouts.shards[group], layouts.holds(group))
+        for group in layouts.parts
+    ]
+    if layouts.hot is not None:
+        parts.append(PartRoute((), *layouts.nothing, "cached tables"))
     names = tuple(output.name for output in bundle.manifest.outputs)
     widths = tuple(output.width for output in bundle.manifest.outputs)
     return ModelFront(
         name=name,
         bundle=bundle,
         parser=Parser.for_bundle(bundle, max_candidates=max_candidates),
-        parts=[
-            PartRoute(model.replicas_of(group), *layouts.shards[group], layouts.holds(group))
-            for group in layouts.parts
-        ],
+        parts=parts,
         fetch=layouts.fetch,
         device=None if device is None else (device[0].layout, device[1].layout),
         missing=model.missing,

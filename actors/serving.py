@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from outcome import Outcome
 
 from actors.engine import Engine, Work
+from actors.hot_asker import HotAsker
 from kernels.errors import DeviceLost, KernelsError
 from kernels.executor import QueuedExecutor
 from kernels.gpu.executor import GpuExecutor
@@ -39,10 +40,14 @@ class Serving:
         engine: Owned from here on: ``aclose`` closes it.
         name: The actor's, for messages and the names of threads.
         metrics: Shared with the actor.
+        hot: Makes the part of batches that is of cached tables, if there are any.
     """
 
-    def __init__(self, engine: Engine, name: str, metrics: Metrics) -> None:
+    def __init__(
+        self, engine: Engine, name: str, metrics: Metrics, hot: HotAsker | None = None
+    ) -> None:
         self.engine = engine
+        self.hot = hot
         self._name = name
         self._metrics = metrics
         self._timer = trio.CancelScope()
@@ -66,6 +71,8 @@ class Serving:
         with self._scope:
             async with trio.open_nursery() as nursery:
                 assert self._lanes is not None
+                if self.hot is not None:
+                    self.hot.start(nursery)
                 nursery.start_soon(self._lanes.watch)
                 nursery.start_soon(self._tick)
 
@@ -91,6 +98,8 @@ class Serving:
         engine, lanes = self.engine, self._lanes
         assert lanes is not None
         now = trio.current_time()
+        if self.hot is not None:
+            self.hot.tick(now)
         for window in engine.windows(now):
             launched = functools.partial(self._launched, window, now)
             if self._queued is not None:
@@ -109,8 +118,8 @@ class Serving:
                 self._finish(window, trio.current_time(), outcome.capture(run))
             else:
                 lanes.submit(window.lane, run, launched)
-        wake_at = engine.wake_at(now)
-        self._timer.deadline = math.inf if wake_at is None else wake_at
+        times = [engine.wake_at(now), None if self.hot is None else self.hot.wake_at()]
+        self._timer.deadline = min((each for each in times if each is not None), default=math.inf)
         self._pumped.set()
 
     def _launched(

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from actors.asking import Question
-from actors.hot_rows import Group, HotTable, HotTables, Todo
+from actors.hot_rows import Doubt, Group, HotTable, HotTables, Todo
 from kernels.bundle.manifest import Table
 from kernels.shards import ShardLayout
 from kernels.store.partition import segment_of
@@ -198,7 +198,7 @@ def test_a_batch_that_lives_longer_than_what_is_under_way_asks_itself() -> None:
     patient = lookup(2, [1], [], budget_s=1.6)
     [new] = questions(hot.ask(patient, 0.5))
     assert not hot.ask(lookup(3, [1], [], budget_s=1.0), 0.6)  # waits for the newer
-    assert not hot.tick(2.0)
+    assert hot.tick(2.0) == [Doubt(new.replica)]
     assert not hot.answered(world.answer(old), 2.0)  # nobody waits any more
     done = parts(hot.answered(world.answer(new), 2.0))
     assert [part.seq for part in done] == [2, 3]
@@ -267,18 +267,20 @@ def test_another_replica_is_asked_when_one_fails_or_is_late() -> None:
     due = hot.wake_at()
     assert due is not None
     assert not hot.tick(due - 0.001)
-    [second] = questions(hot.tick(due))
+    [doubt, *todo] = hot.tick(due)
+    assert doubt == Doubt(first.replica)
+    [second] = questions(todo)
     assert {first.replica, second.replica} == {"a", "a2"}
     assert not hot.tick(due + 0.001)
     assert parts(hot.answered(world.answer(first), due + 0.002))
     assert not hot.answered(world.answer(second), due + 0.003)
 
     [first] = questions(hot.ask(lookup(3, [], [97]), 2.0))
-    [second] = questions(hot.died(first.replica, 2.1))
+    [second] = questions(hot.died(first.replica, "gone", 2.1))
     assert second.replica != first.replica
     [third] = questions(hot.ask(lookup(4, [], [96]), 2.2))
     assert third.replica == second.replica
-    hot.lives(first.replica)
+    hot.dead.discard(first.replica)
     [fourth] = questions(hot.ask(lookup(5, [], [95]), 2.3))
     assert fourth.replica == first.replica
 
@@ -296,10 +298,10 @@ def test_a_part_fails_once_when_nobody_is_left_to_ask() -> None:
     [question] = questions(hot.ask(lookup(3, [], [99]), 0.4))
     [part] = parts(hot.refused(question, "unavailable", "not there", 0.4))
     assert (part.seq, part.code, part.message) == (3, "unavailable", "not there")
-    hot.died("a", 0.5)
+    hot.died("a", "gone", 0.5)
     [part] = parts(hot.ask(lookup(4, [], [99]), 0.6))
     assert (part.code, part.message) == ("unavailable", "no shard answers: a")
-    hot.lives("a")
+    hot.dead.discard("a")
     [question] = questions(hot.ask(lookup(5, [], [99]), 0.7))
     short = attrs.evolve(world.answer(question), rows=np.zeros(3, np.uint8))
     [part] = parts(hot.answered(short, 0.8))
@@ -354,6 +356,8 @@ def test_every_batch_gets_rows_as_fresh_as_is_promised(seed: int) -> None:
         for each in todo:
             if isinstance(each, Question):
                 under_way.append((each, world.answer(each)))
+                continue
+            if isinstance(each, Doubt):
                 continue
             batch, began = waiting.pop(each.seq)
             if each.code != "ok":

@@ -1,0 +1,101 @@
+"""An executor's way to the shards, for rows of cached tables that it lacks (``hot_rows.py``)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import trio
+
+from actors.hot_rows import Doubt, HotTables, Todo
+from actors.probing import Prober
+from runtime.actor import Context
+from runtime.metrics import Metrics
+from transport.errors import Overloaded, Unavailable
+from transport.messages import LookupBatch, RowsChanged, RowsPart
+
+
+class HotAsker:
+    """Does what the books of cached tables say. Used from one event loop.
+
+    Args:
+        tables: The books.
+        part: Which part of a batch is this executor's own.
+        context: The executor's.
+        metrics: Shared with the executor.
+        give: Takes a part of a batch, as if a shard had sent it.
+    """
+
+    def __init__(
+        self,
+        tables: HotTables,
+        part: int,
+        context: Context,
+        metrics: Metrics,
+        give: Callable[[RowsPart, float], None],
+    ) -> None:
+        self.part = part
+        self._tables = tables
+        self._context = context
+        self._metrics = metrics
+        self._give = give
+        self._prober = Prober(context, tables.dead, self._died)
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Let a nursery run what takes time."""
+        self._prober.start(nursery)
+
+    def ask(self, lookup: LookupBatch) -> None:
+        """Take what a batch wants of cached tables."""
+        now = trio.current_time()
+        self._do(self._tables.ask(lookup, now), now)
+
+    def answered(self, answer: RowsPart) -> None:
+        """Take what a shard has answered."""
+        now = trio.current_time()
+        self._do(self._tables.answered(answer, now), now)
+
+    def changed(self, message: RowsChanged) -> None:
+        """Take a shard's word that rows have changed."""
+        self._tables.changed(message.table, message.keys)
+        self._metrics.count("changed_rows", len(message.keys))
+
+    def tick(self, now: float) -> None:
+        """Do what is due; ``wake_at`` says when something is."""
+        self._do(self._tables.tick(now), now)
+
+    def wake_at(self) -> float | None:
+        """Return when ``tick`` has something to do if nothing happens before, or None."""
+        return self._tables.wake_at()
+
+    def report(self) -> None:
+        """Bring the metrics up to date."""
+        for table, figures in self._tables.statistics().items():
+            for name in ("hits", "misses", "stale", "admitted", "evicted", "invalidated"):
+                self._metrics.set(f"hot_{name}:{table}", getattr(figures, name))
+            self._metrics.set(f"hot_rows:{table}", figures.n_rows)
+            self._metrics.set(f"hot_bytes:{table}", figures.size_bytes)
+            self._metrics.set(f"hot_hit_rate:{table}", round(figures.hit_rate, 4))
+        self._metrics.set("hot_shared", self._tables.n_shared)
+
+    def _do(self, todo: Iterable[Todo], now: float) -> None:
+        queue = deque(todo)
+        while queue:
+            each = queue.popleft()
+            if isinstance(each, RowsPart):
+                self._give(each, now)
+                continue
+            if isinstance(each, Doubt):
+                self._prober.probe(each.replica)
+                continue
+            try:
+                self._context.ref(each.replica).tell(each.lookup)
+            except Unavailable as error:
+                queue.extend(self._tables.died(each.replica, str(error), now))
+                self._prober.probe(each.replica)
+            except Overloaded as error:
+                queue.extend(self._tables.refused(each, error.code, str(error), now))
+
+    def _died(self, name: str, how: str) -> None:
+        now = trio.current_time()
+        self._do(self._tables.died(name, how, now), now)
