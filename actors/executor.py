@@ -172,10 +172,7 @@ class Executor:
         """Make what keeps the hot rows of cached tables, if there are any."""
         if layouts.hot is None:
             return None
-        try:
-            tables = hot_tables(self._context.name, model, bundle, layouts)
-        except ValueError as error:
-            raise StartError(f"model {model.name}: {error}") from error
+        tables = hot_tables(self._context.name, model, bundle, layouts)
         return HotAsker(tables, layouts.hot, self._context, self._metrics, engine.add)
 
     def _serve(self, envelope: Envelope) -> None:

@@ -28,6 +28,7 @@ from kernels.errors import LookupFailed
 from kernels.hot import HotRows, HotStatistics, Sizes
 from kernels.shards import ShardLayout
 from kernels.store.partition import segment_of
+from runtime.errors import StartError
 from runtime.topology import ModelSpec
 from transport.messages import LookupBatch, RowsPart
 
@@ -371,7 +372,7 @@ def hot_tables(name: str, model: ModelSpec, bundle: Bundle, layouts: Layouts) ->
         layouts: What these are asked.
 
     Raises:
-        ValueError: As ``HotTables``.
+        StartError: A table's ``max_bytes`` have no room for any row.
     """
     placement = layouts.placement
     cached = {each.table: each for each in placement.cached}
@@ -388,16 +389,18 @@ def hot_tables(name: str, model: ModelSpec, bundle: Bundle, layouts: Layouts) ->
         if each.table.name in cached
     ]
     numbers = {int(group) for table in tables for group in table.group_of}
-    return HotTables(
-        name=name,
-        model=model.name,
-        version=bundle.manifest.version,
-        n_tables=len(fetched),
-        tables=tables,
-        groups={
-            group: Group(model.replicas_of(group), *layouts.shards[group]) for group in numbers
-        },
-    )
+    groups = {group: Group(model.replicas_of(group), *layouts.shards[group]) for group in numbers}
+    try:
+        return HotTables(
+            name=name,
+            model=model.name,
+            version=bundle.manifest.version,
+            n_tables=len(fetched),
+            tables=tables,
+            groups=groups,
+        )
+    except ValueError as error:
+        raise StartError(f"model {model.name}: {error}") from error
 
 
 def _stretches(numbers: I64) -> list[tuple[int, int]]:
