@@ -7,6 +7,11 @@ and ``join.py`` (what belongs together), with ``dense.py`` (what rows are scored
 reads what a topology says to each; ``usual.py`` is what they answer alike. Tables may lie in Redis
 instead: ``redis/`` has the shard for that.
 
+Which shard holds what, and so what each is asked, is ``layouts.py``; tables that are divided come
+as rows, ``fetch.py``. Groups have replicas: ``asking.py`` with ``replicas.py`` says who is asked,
+``asker.py`` does it for a gateway. Of tables that are cached an executor keeps hot rows:
+``hot_rows.py`` with ``flights.py``, and ``hot_asker.py``, which fetches the others.
+
 Models are replaced while they are served: ``versions.py`` is what each actor holds and does for it,
 ``restore.py`` what a gateway sees to, ``deploy.py`` the command.
 """

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from actors.asking import Asking, Nobody, Question
 from actors.flights import Flight, Flights, Part
 from actors.layouts import Layouts
+from actors.parts import failed_part, keys_by_table
 from actors.replicas import LateAfter
 from kernels.bundle.load import Bundle
 from kernels.bundle.manifest import Table
@@ -51,7 +52,6 @@ Todo: TypeAlias = Question | RowsPart | Doubt
 # that come meanwhile can wait for it.
 _LIFETIME: Final = 2.0
 _NO_NUMBERS: Final = np.empty(0, np.int64)
-_NO_COLUMNS: Final = np.empty((0, 0), np.float32)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -156,15 +156,12 @@ class HotTables:
         Returns:
             The part, if all its rows are held; or else whom to ask for the others.
         """
-        counts = np.diff(lookup.key_splits)
-        problem = self._problem(lookup, counts)
-        if problem is not None:
-            return [_failed(lookup, "internal", problem)]
-        part = Part(lookup, np.empty(int(counts @ self._row_bytes), np.uint8))
         try:
-            tables, keys, groups, to = self._missing(part, now)
-        except LookupFailed as error:
-            return [_failed(lookup, "internal", str(error))]
+            by_table = keys_by_table(lookup, self._n_tables)
+            part = Part(lookup, self._room(by_table))
+            tables, keys, groups, to = self._missing(part, by_table, now)
+        except (LookupFailed, ValueError) as error:
+            return [failed_part(lookup, str(error), "internal")]
         if not len(keys):
             return [_complete(part)]
         budget_s = lookup.budget_us * 1e-6
@@ -174,7 +171,7 @@ class HotTables:
         n_new = int(np.count_nonzero(new))
         if self._flights.next_number - first != n_new:
             self._flights.give_up(tables, keys, first)
-            return [_failed(lookup, "internal", "a key came twice")]
+            return [failed_part(lookup, "a key came twice", "internal")]
         self.n_shared += len(new) - n_new
         until = now + _LIFETIME * budget_s
         flights = self._begin(tables[new], keys[new], groups[new], first, now, until)
@@ -185,15 +182,17 @@ class HotTables:
             todo += self._asking.begin(flight.first, asked, until, now)
         return self._settle(todo, now)
 
-    def _problem(self, lookup: LookupBatch, counts: I32) -> str | None:
-        if len(counts) != self._n_tables or lookup.key_splits[-1] != len(lookup.keys):
-            return f"{len(lookup.keys)} keys of {len(counts)} tables came"
-        for number, n in enumerate(counts.tolist()):
-            if n < 0 or (n and number not in self._tables):
-                return f"{n} keys of table {number} came, which is not cached"
-        return None
+    def _room(self, by_table: Sequence[I64]) -> U8:
+        n_bytes = 0
+        for number, keys in enumerate(by_table):
+            if len(keys) and number not in self._tables:
+                raise ValueError(f"{len(keys)} keys of table {number} came, which is not cached")
+            n_bytes += len(keys) * int(self._row_bytes[number])
+        return np.empty(n_bytes, np.uint8)
 
-    def _missing(self, part: Part, now: float) -> tuple[I64, I64, I64, I64]:
+    def _missing(
+        self, part: Part, by_table: Sequence[I64], now: float
+    ) -> tuple[I64, I64, I64, I64]:
         """Fill in the rows of a part that are held.
 
         Returns:
@@ -204,10 +203,9 @@ class HotTables:
             LookupFailed: A row number is outside its table.
         """
         found: list[tuple[I64, I64, I64, I64]] = []
-        splits = part.lookup.key_splits.tolist()
         at = 0
         for number, held in self._rows.items():
-            keys = part.lookup.keys[splits[number] : splits[number + 1]]
+            keys = by_table[number]
             n, size = len(keys), held.sizes.row_bytes
             misses = held.take(keys, now, part.rows[at : at + n * size].reshape(n, size))
             if len(misses):
@@ -322,7 +320,7 @@ class HotTables:
             self._flights.end(flight)
             shards = ", ".join(self._groups[flight.group].replicas)
             message = each.message or f"no shard answers: {shards}"
-            done += [_failed(part.lookup, each.code, message) for part in flight.fail()]
+            done += [failed_part(part.lookup, message, each.code) for part in flight.fail()]
         return done
 
     # Time
@@ -423,18 +421,4 @@ def _complete(part: Part) -> RowsPart:
         user=np.empty((lookup.user_ids.shape[1], 0), np.float32),
         candidate=np.empty((lookup.candidate_ids.shape[1], 0), np.float32),
         rows=part.rows,
-    )
-
-
-def _failed(lookup: LookupBatch, code: str, message: str) -> RowsPart:
-    return RowsPart(
-        gateway=lookup.gateway,
-        seq=lookup.seq,
-        version=lookup.version,
-        part=lookup.part,
-        attempt=lookup.attempt,
-        user=_NO_COLUMNS,
-        candidate=_NO_COLUMNS,
-        code=code,
-        message=message,
     )

@@ -54,9 +54,10 @@ class Changing(Mortal):
 
     added: ClassVar[float] = 0.0
 
-    def _send(self, batch: LookupBatch, part: RowsPart) -> None:
+    async def _look_up(self, batch: LookupBatch, received_at: float) -> RowsPart:
+        part = await super()._look_up(batch, received_at)
         rows = part.rows.view(np.float32) + np.float32(self.added)
-        super()._send(batch, attrs.evolve(part, rows=rows.view(np.uint8)))
+        return attrs.evolve(part, rows=rows.view(np.uint8))
 
 
 @contextmanager
