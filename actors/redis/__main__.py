@@ -101,7 +101,7 @@ def _redis_table(options: argparse.Namespace, bundle: Bundle, table: Table) -> R
     model = options.model or bundle.path.resolve().name
     version = bundle.manifest.version
     prefix = prefix_of(options.prefix, table=table.name, model=model, version=version)
-    return RedisTable.of(table, prefix)
+    return RedisTable.of(bundle, table.name, prefix)
 
 
 async def _load(client: Client, table: RedisTable, bundle: Bundle, *, again: bool) -> None:

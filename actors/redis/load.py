@@ -7,7 +7,7 @@ table's ``About`` says how far it has come, and a load that was stopped goes on 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
 import attrs
 import numpy as np
@@ -17,8 +17,6 @@ from actors.redis.client import Client
 from actors.redis.errors import BadRow
 from actors.redis.rows import About, RedisTable
 from kernels.bundle.load import Bundle
-from kernels.bundle.manifest import Table
-from kernels.store.rows import RowType, encode_rows
 
 # Rows sent together: 4 MB of 1 KB rows.
 STEP: Final = 4096
@@ -81,7 +79,7 @@ async def fill(
     if again:
         about = attrs.evolve(about, done=0)
     start = about.done
-    for step in steps_of(bundle, table.table, start):
+    for step in steps_of(bundle, table.table.name, start):
         rows = [row.tobytes() for row in step.rows]
         await client.put(table.keys_of(step.keys), rows)
         about = attrs.evolve(about, done=about.done + len(rows))
@@ -98,7 +96,8 @@ async def begun(client: Client, table: RedisTable, bundle: Bundle) -> About:
     Raises:
         BadRow: Another table is there, or something else.
     """
-    of, version = table.table, bundle.manifest.version
+    of = table.table
+    version = of.version or bundle.manifest.version
     about = About(
         dtype=of.dtype,
         dim=of.dim,
@@ -106,7 +105,6 @@ async def begun(client: Client, table: RedisTable, bundle: Bundle) -> About:
         rows=of.rows,
         version=version,
         whole=of.rows == 0,
-        default=table.default,
     )
     there = await read_about(client, table)
     if there is not None:
@@ -138,7 +136,7 @@ async def compare(
         RedisError: Redis cannot be asked.
     """
     found = Compared()
-    for step in steps_of(bundle, table.table, 0):
+    for step in steps_of(bundle, table.table.name, 0):
         names = table.keys_of(step.keys)
         values = await client.get(names)
         for name, row, value in zip(names, step.rows, values, strict=True):
@@ -151,10 +149,13 @@ async def compare(
     return found
 
 
-def steps_of(bundle: Bundle, table: Table, start: int) -> Iterator[Step]:
+def steps_of(bundle: Bundle, name: str, start: int) -> Iterator[Step]:
     """Yield the rows of a table from the ``start``-th on, in an order that is always the same."""
-    rows = bundle.table(table.name)
-    for first in range(start, len(rows), STEP):
-        some = np.ascontiguousarray(rows[first : first + STEP])
-        keys = np.arange(first, first + len(some), dtype=np.int64)
-        yield Step(keys, encode_rows(some, cast("RowType", table.dtype)))
+    table = bundle.open_table(name)
+    for segment in table.segments:
+        n = table.header.segments[segment].rows
+        if start < n:
+            keys, rows = table.keys_of(segment), table.rows_of(segment)
+            for first in range(start, n, STEP):
+                yield Step(keys[first : first + STEP], rows[first : first + STEP])
+        start = max(start - n, 0)

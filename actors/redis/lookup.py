@@ -18,9 +18,11 @@ from actors.fetch import FetchLayout, Wanted
 from actors.parts import keys_by_table
 from actors.redis.client import Client
 from actors.redis.rows import RedisTable
-from kernels.bundle.manifest import Manifest
+from kernels.bundle.manifest import Manifest, Table
 from kernels.errors import LookupFailed
 from kernels.lookup import PooledLookup, ShardLayout
+from kernels.store.header import Segment, TableHeader
+from kernels.store.table import StoredTable
 from transport.messages import LookupBatch
 
 F32 = NDArray[np.float32]
@@ -77,6 +79,7 @@ class ModelLookup:
             if table.name in pooled
         }
         self._pooled = FetchLayout.of(here, one_part, 1)
+        self._came = _CameRows(self._pooled)
 
     async def look_up(self, batch: LookupBatch) -> Looked:
         """Return what a batch asks for. The caller limits the time, by cancelling.
@@ -103,11 +106,12 @@ class ModelLookup:
             at += len(keys)
         n_pooled = len(self._pooled.tables)
         if in_thread:
+            came = _CameRows(self._pooled)
             user, candidate = await trio.to_thread.run_sync(
-                self._pool, batch, wanted, pieces[:n_pooled]
+                self._pool, batch, wanted, pieces[:n_pooled], came
             )
         else:
-            user, candidate = self._pool(batch, wanted, pieces[:n_pooled])
+            user, candidate = self._pool(batch, wanted, pieces[:n_pooled], self._came)
         rows = np.frombuffer(b"".join(pieces[n_pooled:]), np.uint8)
         return Looked(user, candidate, rows, len(names))
 
@@ -137,16 +141,72 @@ class ModelLookup:
                 asked.append((self._tables[name], some))
         return asked
 
-    def _pool(self, batch: LookupBatch, wanted: Wanted, pieces: Sequence[bytes]) -> tuple[F32, F32]:
-        tables = {
-            fetched.table.name: self._tables[fetched.table.name].decode(piece)
-            for fetched, piece in zip(self._pooled.tables, pieces, strict=True)
-        }
+    def _pool(
+        self, batch: LookupBatch, wanted: Wanted, pieces: Sequence[bytes], came: _CameRows
+    ) -> tuple[F32, F32]:
+        came.put(pieces)
         return (
-            PooledLookup(tables, self._pooled.user).run(
-                wanted.user_slots.astype(np.int64), batch.user_weights
-            ),
-            PooledLookup(tables, self._pooled.candidate).run(
-                wanted.candidate_slots.astype(np.int64), batch.candidate_weights
-            ),
+            came.user.run(wanted.user_slots.astype(np.int64), batch.user_weights),
+            came.candidate.run(wanted.candidate_slots.astype(np.int64), batch.candidate_weights),
         )
+
+
+class _CameRows:
+    """The rows that came for a batch, as tables to pool in. Made once: batches take turns.
+
+    Attributes:
+        user: Pools in them what the user side looks up.
+        candidate: The same of candidates.
+    """
+
+    user: PooledLookup
+    candidate: PooledLookup
+
+    def __init__(self, layout: FetchLayout) -> None:
+        self._layout = layout
+        self._rows = [np.zeros((0, each.table.row_bytes), np.uint8) for each in layout.tables]
+        self._make()
+
+    def put(self, pieces: Sequence[bytes]) -> None:
+        """Take the rows of each table, end to end, in place of the last ones."""
+        whole = [
+            np.frombuffer(piece, np.uint8).reshape(-1, rows.shape[1])
+            for piece, rows in zip(pieces, self._rows, strict=True)
+        ]
+        if any(len(new) > len(rows) for new, rows in zip(whole, self._rows, strict=True)):
+            self._rows = [
+                np.zeros((_capacity(len(new), len(rows)), rows.shape[1]), np.uint8)
+                for new, rows in zip(whole, self._rows, strict=True)
+            ]
+            self._make()
+        for new, rows in zip(whole, self._rows, strict=True):
+            rows[: len(new)] = new
+
+    def _make(self) -> None:
+        tables = {
+            each.table.name: _stored(each.table, rows)
+            for each, rows in zip(self._layout.tables, self._rows, strict=True)
+        }
+        self.user = PooledLookup(tables, self._layout.user)
+        self.candidate = PooledLookup(tables, self._layout.candidate)
+
+
+def _capacity(n: int, now: int) -> int:
+    """Return how many rows there is to be room for: twice as many as came, if more than before."""
+    return now if n <= now else 2 * n
+
+
+def _stored(table: Table, rows: U8) -> StoredTable:
+    """Return rows, as they are stored, as a table in which they are found by their numbers."""
+    n = len(rows)
+    segment = Segment(rows=n, home_buckets=0, buckets=0, rows_sha256="", index_sha256="")
+    header = TableHeader(
+        name=table.name,
+        version="",
+        rows=n,
+        dim=table.dim,
+        dtype=table.row_type,
+        keyed=False,
+        segments=(segment,),
+    )
+    return StoredTable(header, range(1), {0: rows}, {})

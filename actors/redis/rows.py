@@ -12,7 +12,6 @@ by which a shard notices that it would misread the rows.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from string import Formatter
 from typing import Final, cast
@@ -23,11 +22,9 @@ from numpy.typing import NDArray
 
 from actors.redis.errors import BadRow
 from actors.redis.wire import Reply
+from kernels.bundle.load import Bundle
 from kernels.bundle.manifest import Table
-from kernels.store.rows import RowType, decode_rows
-
-U8 = NDArray[np.uint8]
-F32 = NDArray[np.float32]
+from kernels.store.rows import encode_rows
 
 PREFIX: Final = "{table}:"
 _PLACES: Final = ("table", "model", "version")
@@ -64,7 +61,7 @@ class RedisTable:
 
     Attributes:
         prefix: What its keys begin with.
-        default: The row of keys that are missing, of a table with keys; uint8 ``[row_bytes]``.
+        default: The row of keys that are missing, of a table with keys, as it is stored.
     """
 
     table: Table
@@ -72,9 +69,16 @@ class RedisTable:
     default: bytes
 
     @classmethod
-    def of(cls, table: Table, prefix: bytes) -> RedisTable:
-        """Return a table whose missing rows are zeros."""
-        return cls(table=table, prefix=prefix, default=bytes(table.row_bytes))
+    def of(cls, bundle: Bundle, name: str, prefix: bytes) -> RedisTable:
+        """Return a table of a bundle; of its files, no more than what describes it is read.
+
+        Raises:
+            BundleError: There is no such table, or it is damaged.
+        """
+        (table,) = [each for each in bundle.manifest.tables if each.name == name]
+        default = bundle.open_table(name, range(0)).default_row
+        encoded = encode_rows(default[np.newaxis], table.row_type)
+        return cls(table=table, prefix=prefix, default=encoded.tobytes())
 
     @property
     def about(self) -> bytes:
@@ -114,13 +118,6 @@ class RedisTable:
             )
         return b"".join(whole)
 
-    def decode(self, rows: bytes) -> F32:
-        """Return rows as numbers: float32 ``[n, dim]``."""
-        if self.table.dtype == "fp32" and sys.byteorder == "little":
-            return np.frombuffer(rows, np.float32).reshape(-1, self.table.dim)
-        encoded = np.frombuffer(rows, np.uint8).reshape(-1, self.table.row_bytes)
-        return decode_rows(encoded, cast("RowType", self.table.dtype), self.table.dim)
-
     def _name(self, key: int) -> str:
         return repr(self.keys_of(np.array([key]))[0])[1:]
 
@@ -130,10 +127,9 @@ class About:
     """What a table in Redis says about itself.
 
     Attributes:
-        version: Of the bundle that it is filled from.
-        done: Rows that are there, in the order of the bundle; those of another ``version`` follow.
-        whole: Whether it has been filled at least once.
-        default: The row of missing keys, as stored.
+        version: Of the table that it is filled from.
+        done: Rows of that which are there, in its order.
+        whole: Whether it has been filled at least once, by this version or another.
     """
 
     dtype: str
@@ -143,7 +139,6 @@ class About:
     version: str
     done: int = 0
     whole: bool = False
-    default: bytes = b""
 
     def words(self) -> list[bytes]:
         """Return its fields and values, for ``HSET``."""
@@ -151,7 +146,7 @@ class About:
         for name, value in attrs.asdict(self).items():
             if isinstance(value, bool):
                 value = int(value)
-            words += (name.encode(), value if isinstance(value, bytes) else str(value).encode())
+            words += (name.encode(), str(value).encode())
         return words
 
     @classmethod
@@ -176,7 +171,6 @@ class About:
                 version=raw["version"].decode(),
                 done=int(raw["done"]),
                 whole=raw["whole"] == b"1",
-                default=raw["default"],
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadRow(f"key {key!r}: not what describes a table: {error!r}") from error

@@ -34,7 +34,6 @@ from actors.redis.server import Server, parse
 from actors.usual import answer_usual
 from actors.versions import QUESTIONS, Progress, Versions
 from kernels.bundle.load import Bundle
-from kernels.bundle.manifest import Table
 from kernels.errors import LookupFailed
 from runtime.actor import Context, Envelope
 from runtime.errors import StartError
@@ -168,16 +167,15 @@ class RedisShard:
         layouts, group = placement_of(spec, bundle), spec.group_of(self._context.name)
         manifest, names = bundle.manifest, layouts.placement.tables(group)
         tables: dict[str, RedisTable] = {}
-        for table in manifest.tables:
-            if table.name not in names:
-                continue
+        for name in names:
             prefix = prefix_of(
-                self._options.prefix, table=table.name, model=model, version=manifest.version
+                self._options.prefix, table=name, model=model, version=manifest.version
             )
+            tables[name] = RedisTable.of(bundle, name, prefix)
             try:
-                tables[table.name] = trio.from_thread.run(self._find, table, prefix)
+                trio.from_thread.run(self._check_table, tables[name])
             except RedisError as error:
-                where = f"table {table.name} in Redis"
+                where = f"table {name} in Redis"
                 raise StartError(f"actor {self._context.name}: {where}: {error}") from error
             progress(len(tables) / len(names))
         fetched = () if layouts.fetch is None else layouts.fetch.tables
@@ -189,23 +187,20 @@ class RedisShard:
             [each.table.name for each in fetched],
         )
 
-    async def _find(self, table: Table, prefix: bytes) -> RedisTable:
-        """Return a table as it lies in Redis.
+    async def _check_table(self, table: RedisTable) -> None:
+        """Check what a table in Redis says about itself.
 
         Raises:
-            RedisError: What is there is another, or is not all there yet.
+            RedisError: It is another, or is not all there yet.
         """
-        there = RedisTable.of(table, prefix)
         assert self._client is not None
-        about = await read_about(self._client, there)
+        about, of = await read_about(self._client, table), table.table
         if about is None:
-            name = there.about.decode()
+            key = table.about.decode()
             text = "%s: table %s: no key %s, so rows are taken to be %s of dim %d"
-            log.info(text, self._context.name, table.name, name, table.dtype, table.dim)
-            return there
-        if problem := about.problem(table):
-            raise BadRow(f"under {prefix.decode()}*: {problem}")
-        return attrs.evolve(there, default=about.default or there.default)
+            log.info(text, self._context.name, of.name, key, of.dtype, of.dim)
+        elif problem := about.problem(of):
+            raise BadRow(f"under {table.prefix.decode()}*: {problem}")
 
     def _serve(self, envelope: Envelope, lookups: trio.Nursery) -> None:
         message = envelope.message

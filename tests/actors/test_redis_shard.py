@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -11,19 +12,24 @@ import numpy as np
 import pytest
 import trio
 
+from actors.layouts import placement_of
 from actors.redis.client import open_client
 from actors.redis.load import fill
 from actors.redis.rows import RedisTable
 from actors.redis.server import parse
 from actors.redis.shard import RedisShard
 from actors.shard import EmbeddingShard
+from kernels.bundle import codec
 from kernels.bundle.load import Bundle, load_bundle
+from kernels.lookup import PooledLookup
+from kernels.store.build import build_keyed
 from runtime.actor import Context, Ref
 from runtime.errors import ActorDied, StartError
 from runtime.host import Factory, Host
 from runtime.mailbox import Mailbox
 from runtime.supervisor import sole
 from runtime.topology import Topology, all_in_one
+from tests import tiny
 from tests.redis_help import RedisProcess, needs_redis, redis_cluster, redis_server
 from transport.messages import LookupBatch, Message, Ping, Pong, RowsPart, StatsReply, StatsRequest
 
@@ -74,7 +80,7 @@ class Shard:
         """Return a batch of 3 requests and ``n`` candidates, with ids of the tiny model."""
         manifest = self.bundle.manifest
         rng = np.random.default_rng(seed)
-        rows = {table.name: table.rows for table in manifest.tables}
+        rows = {"users": tiny.N_USERS, "items": tiny.N_ITEMS, "genres": tiny.N_GENRES}
         sides: dict[str, Any] = {}
         for name, layout, width in (
             ("user", manifest.user, 3),
@@ -137,13 +143,43 @@ async def why_not(bundle: Path, **options: Any) -> str:  # noqa: ANN401
     return str(died.__cause__)
 
 
-async def load(url: str, bundle: Path) -> None:
+def keyed(bundle: Path, to: Path) -> Path:
+    """Copy the bundle of ``tests.tiny``, with a table of keys that lacks some items."""
+    shutil.copytree(bundle, to)
+    manifest = codec.loads((to / "manifest.json").read_text())
+    rows = load_bundle(bundle).table("items")
+    keys = np.array([k for k in range(len(rows)) if k % 3])
+    header = build_keyed(
+        to / "tables" / "items",
+        [(keys, rows[keys])],
+        dim=rows.shape[1],
+        dtype="int8",
+        n_segments=4,
+        default=np.full(rows.shape[1], 0.5, np.float32),
+    )
+    changed: dict[str, Any] = {
+        "rows": header.rows,
+        "dtype": "int8",
+        "file": "items",
+        "keyed": True,
+        "segments": 4,
+        "version": header.version,
+    }
+    tables = tuple(
+        attrs.evolve(table, **changed) if table.name == "items" else table
+        for table in manifest.tables
+    )
+    (to / "manifest.json").write_text(codec.dumps(attrs.evolve(manifest, tables=tables)))
+    return to
+
+
+async def load(url: str, bundle: Path, prefix: str = "{table}:") -> None:
     client = await open_client(parse(url), timeout_s=5.0)
     opened = load_bundle(bundle)
     async with trio.open_nursery() as nursery:
         await nursery.start(client.run)
         for table in opened.manifest.tables:
-            there = RedisTable.of(table, f"{table.name}:".encode())
+            there = RedisTable.of(opened, table.name, prefix.format(table=table.name).encode())
             await fill(client, there, opened, lambda _: None)
         nursery.cancel_scope.cancel()
 
@@ -171,6 +207,37 @@ async def test_its_rows_are_those_of_a_shard_with_files(
         stats = await shard.ref.ask(StatsRequest(request_id=1), budget=5)
         assert isinstance(stats, StatsReply)
         assert '"batches": 4' in stats.stats
+
+
+async def test_a_table_of_keys_is_served_with_its_default_row(
+    one: RedisProcess, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """Of int8 rows; the shard has no more of the table than its header."""
+    bundle = keyed(tiny_bundle, tmp_path / "bundle")
+    await load(one.url, bundle, "keyed/{table}/")
+    shutil.rmtree(next(each for each in (bundle / "tables" / "items").iterdir() if each.is_dir()))
+    opened = load_bundle(bundle)
+    with_files = load_bundle(keyed(tiny_bundle, tmp_path / "with_files"))
+    tables = {table.name: with_files.open_table(table.name) for table in with_files.manifest.tables}
+    async with running(bundle, url=one.url, prefix="keyed/{table}/") as shard:
+        layouts = placement_of(shard.host.topology.models["tiny"], opened)
+        for seed, n in ((1, 9), (2, 700)):
+            batch = shard.batch(n, seed=seed)
+            part = await shard.look_up(batch)
+            assert part.code == "ok", part.message
+            for got, layout, ids, weights in (
+                (part.user, layouts.shards[0][0], batch.user_ids, batch.user_weights),
+                (
+                    part.candidate,
+                    layouts.shards[0][1],
+                    batch.candidate_ids,
+                    batch.candidate_weights,
+                ),
+            ):
+                want = PooledLookup(tables, layout).run(ids, weights)
+                np.testing.assert_array_equal(got, want)
+        assert (part.candidate == 0.5).all(axis=0).sum() == 0
+        assert (part.candidate == 0.5).any()  # default rows
 
 
 async def test_a_cluster_gives_the_same(tmp_path: Path, tiny_bundle: Path) -> None:

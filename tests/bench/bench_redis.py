@@ -69,7 +69,10 @@ async def _redis(
     async with trio.open_nursery() as nursery:
         await nursery.start(client.run)
         tables = {
-            table.name: RedisTable.of(table, f"{table.name}:".encode()) for table in manifest.tables
+            table.name: RedisTable(
+                table=table, prefix=f"{table.name}:".encode(), default=bytes(table.row_bytes)
+            )
+            for table in manifest.tables
         }
         for name, table in tables.items():
             await _fill(client, table, rows[name])
