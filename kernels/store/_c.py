@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,8 +42,17 @@ int64_t tb_delta_bytes(const delta *d);
 """
 
 
-@functools.cache
+_loading: Final = threading.Lock()
+
+
 def _load() -> Native | NativeUnavailable:
+    # Of two threads at once, both would load it, and their structures would not mix.
+    with _loading:
+        return _load_once()
+
+
+@functools.cache
+def _load_once() -> Native | NativeUnavailable:
     try:
         return load(Path(__file__).with_name("store.c"), STRUCTURES + _CDEF)
     except NativeUnavailable as error:
