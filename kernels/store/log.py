@@ -104,6 +104,11 @@ class Log:
         return self._files[0].first
 
     @property
+    def last_first(self) -> int:
+        """The least number that the last file may hold."""
+        return self._files[-1].first
+
+    @property
     def size_bytes(self) -> int:
         """Of all files."""
         return sum(file.size for file in self._files)
@@ -184,11 +189,20 @@ class Log:
         Raises:
             StateError: Some of them were dropped, or are damaged.
         """
-        files = [(file.path, file.first, file.size) for file in self._files]
-        if after + 1 < files[0][1]:
+        oldest = self.oldest
+        if after + 1 < oldest:
             raise StateError(
-                f"{self._folder}: update {after + 1} was dropped; the log starts at {files[0][1]}"
+                f"{self._folder}: update {after + 1} was dropped; the log starts at {oldest}"
             )
+        return (record for record in self.records(after) if record.number > after)
+
+    def records(self, after: int = -1) -> Iterator[Record]:
+        """Yield all records that are there now, in order, from the file with ``after`` + 1 on.
+
+        Raises:
+            StateError: Some of them are damaged or missing, or are dropped meanwhile.
+        """
+        files = [(file.path, file.first, file.size) for file in self._files]
         for index, (path, first, size) in enumerate(files):
             if index + 1 < len(files) and files[index + 1][1] <= after + 1:
                 continue
@@ -198,8 +212,7 @@ class Log:
                     if not 0 <= record.number - number <= 1:
                         raise StateError(f"{path}: {record.number} follows {number}")
                     number, read = record.number, record.end
-                    if number > after:
-                        yield record
+                    yield record
             except FileNotFoundError as error:
                 raise StateError(f"{path}: was dropped while it was read") from error
             if read < size:

@@ -20,50 +20,76 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.errors import StateError
+from kernels.errors import LookupFailed, StateError
 from kernels.store.changes import CHANGE, Change
 from kernels.store.disk import DISK, Disk
 from kernels.store.log import ROTATE_BYTES, Fsync, Log
+from kernels.store.partition import segment_of
 from kernels.store.rows import RowType
 from kernels.store.snapshot import SnapshotWriter, find_snapshot, put_in_force, read_snapshot
 
-# Copying a megabyte takes about 0.1 ms, and lookups wait meanwhile.
-_COPY_BYTES: Final = 1 << 20
+# Copied at a time: updates wait meanwhile, for about a millisecond.
+_COPY_BYTES: Final = 4 << 20
 
 
 class ChangedRows(Protocol):
-    """The rows of a table that were changed, in slots that stay as they are numbered."""
+    """The rows of a table that were changed, in places that stay as they are numbered: a delta."""
 
-    @property
-    def n_rows(self) -> int:
-        """How many there are."""
+    def __len__(self) -> int:
+        """Return how many there are."""
 
     @property
     def size_bytes(self) -> int:
         """The memory that they take."""
 
-    def put(self, keys: NDArray[np.int64], rows: NDArray[np.uint8]) -> None:
+    def put(self, keys: NDArray[np.int64], encoded: NDArray[np.uint8]) -> None:
         """Set rows by their keys; of a key that is there twice the last one counts."""
 
     def copy(self, first: int, n: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-        """Return copies of the keys and rows of slots ``first`` to ``first + n``, or as many."""
+        """Return copies of the keys and rows of places ``first`` to ``first + n``."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class ChangingTable:
-    """A table that takes changes.
+    """A table, or some segments of it, that takes changes.
 
     Attributes:
         dtype: Of its rows.
         row_bytes: Of a row as it is stored.
-        n_rows: Keys are below it; None if any key may come.
+        rows: Of the whole table, which matters where it has no keys.
+        keyed: Whether it has keys of its own, any number being one.
+        n_segments: Of the whole table; ``segments`` are those that are here.
         changed: Where its changes go.
     """
 
     dtype: RowType
     row_bytes: int
-    n_rows: int | None
+    rows: int
+    keyed: bool
+    n_segments: int
+    segments: range
     changed: ChangedRows
+
+    def problem_of(self, change: Change) -> str:
+        """Say why a change cannot be applied here; nothing if it can."""
+        if change.dtype != self.dtype or change.rows.shape[1] != self.row_bytes:
+            return (
+                f"rows of {change.dtype} in {change.rows.shape[1]} bytes; "
+                f"it has {self.dtype} in {self.row_bytes}"
+            )
+        if len(change.keys) != len(change.rows):
+            return f"{len(change.keys)} keys of {len(change.rows)} rows"
+        try:
+            segments = segment_of(
+                change.keys, n_segments=self.n_segments, rows=self.rows, keyed=self.keyed
+            )
+        except LookupFailed as error:
+            return str(error)
+        outside = (segments < self.segments.start) | (segments >= self.segments.stop)
+        if outside.any():
+            key = int(change.keys[outside][0])
+            return f"key {key} is of segment {int(segments[outside][0])}, which is not here"
+        return ""
 
 
 class UpdateState:
@@ -97,7 +123,8 @@ class UpdateState:
         self._disk = disk
         folder.mkdir(parents=True, exist_ok=True)
         self._log = Log(folder, rotate_bytes=rotate_bytes, disk=disk)
-        self._snapshot: Path | None = None
+        self._snapshot: tuple[Path, int] | None = None
+        self._snapshot_bytes = 0
         self._applied = 0
         try:
             self._load()
@@ -109,8 +136,9 @@ class UpdateState:
         folder = self._folder
         found = find_snapshot(folder, disk=self._disk)
         if found is not None:
-            self._snapshot, self._applied = found
-            for change in self.read_seed(self._snapshot):
+            path, self._applied = found
+            self._take_snapshot(path, self._applied)
+            for change in self.read_seed(path):
                 self.put(change)
             # Where nothing was synced, a machine may come back with the snapshot but not the log.
             self._log.skip(self._applied)
@@ -126,7 +154,7 @@ class UpdateState:
     @property
     def n_rows(self) -> int:
         """How many rows were changed."""
-        return sum(table.changed.n_rows for table in self.tables.values())
+        return sum(len(table.changed) for table in self.tables.values())
 
     @property
     def size_bytes(self) -> int:
@@ -139,28 +167,33 @@ class UpdateState:
         return self._log.size_bytes
 
     @property
-    def snapshot(self) -> Path | None:
-        """The snapshot in force."""
-        return self._snapshot
+    def snapshot_bytes(self) -> int:
+        """The size of the snapshot in force."""
+        return self._snapshot_bytes
+
+    @property
+    def snapshot_number(self) -> int:
+        """The number of the snapshot in force; 0 if there is none."""
+        return 0 if self._snapshot is None else self._snapshot[1]
+
+    def snapshot_of(self, number: int) -> Path:
+        """Return the path of the snapshot in force.
+
+        Args:
+            number: Which one is meant; 0 for any.
+
+        Raises:
+            StateError: There is none, or another one.
+        """
+        if self._snapshot is None or number not in (0, self._snapshot[1]):
+            raise StateError(f"snapshot {number} is not there any more")
+        return self._snapshot[0]
 
     def problem_of(self, change: Change) -> str:
         """Say why a change cannot be applied; nothing if it can."""
         table = self.tables.get(change.table)
-        if table is None:
-            return f"table {change.table}: not here"
-        if change.dtype != table.dtype or change.rows.shape[1] != table.row_bytes:
-            return (
-                f"table {change.table}: rows of {change.dtype} in {change.rows.shape[1]} bytes; "
-                f"it has {table.dtype} in {table.row_bytes}"
-            )
-        if len(change.keys) != len(change.rows):
-            return f"table {change.table}: {len(change.keys)} keys of {len(change.rows)} rows"
-        if table.n_rows is not None and len(change.keys):
-            least, greatest = int(change.keys.min()), int(change.keys.max())
-            if least < 0 or greatest >= table.n_rows:
-                row = least if least < 0 else greatest
-                return f"table {change.table}: there is no row {row}; it has {table.n_rows} rows"
-        return ""
+        problem = "not here" if table is None else table.problem_of(change)
+        return f"table {change.table}: {problem}" if problem else ""
 
     def persist(self, changes: Sequence[Change]) -> list[int]:
         """Write changes to the log; they survive from when this returns. For a thread.
@@ -224,8 +257,11 @@ class UpdateState:
                 raise StateError(f"{path}: {problem}")
             yield item
 
-    def install_seed(self) -> Path:
-        """Put the snapshot at ``seed_part`` in force, in place of all that was; for a thread.
+    def install_seed(self, part: Path) -> Path:
+        """Put a snapshot in force, in place of all that was; for a thread.
+
+        Args:
+            part: The file ``seed_part``, written.
 
         Returns:
             Its path: what is in it is yet to be ``put``, in the order of ``read_seed``.
@@ -234,7 +270,6 @@ class UpdateState:
             StateError: It is damaged, or not of these tables; nothing has changed.
             OSError: It cannot be done.
         """
-        part = self.seed_part()
         for item in read_snapshot(part):
             problem = self.problem_of(item) if isinstance(item, Change) else ""
             if problem:
@@ -244,9 +279,10 @@ class UpdateState:
         self._disk.close(fd)
         self._log.rotate()
         self._applied = self._log.newest
-        self._snapshot = put_in_force(part, self._applied, disk=self._disk)
+        path = put_in_force(part, self._applied, disk=self._disk)
+        self._take_snapshot(path, self._applied)
         self._log.drop(self._applied)
-        return self._snapshot
+        return path
 
     def close(self) -> None:
         """Close the log."""
@@ -264,15 +300,18 @@ class UpdateState:
                     break
                 if record.kind == CHANGE:
                     writer.add(Change.unpack(record.payload))
-        self._snapshot = writer.finish(upto, note)
+        self._take_snapshot(writer.finish(upto, note), upto)
         self._log.drop(upto)
+
+    def _take_snapshot(self, path: Path, number: int) -> None:
+        self._snapshot = path, number
+        self._snapshot_bytes = path.stat().st_size
 
 
 class Compaction:
     """One compaction under way: ``copy`` and ``write`` in turn until there is no more; ``finish``.
 
-    ``copy`` is for whoever serves lookups, between two of them, and is short; ``write`` and
-    ``finish`` are for a thread.
+    ``copy`` may not run while a change is applied; lookups may go on. All are for a thread.
     """
 
     def __init__(self, state: UpdateState, since: int, writer: SnapshotWriter) -> None:
@@ -292,10 +331,11 @@ class Compaction:
         """Return some more rows, or None if there are no more: then changes up to now are in."""
         while self._left:
             name, table = self._left[0]
-            n = max(_COPY_BYTES // (table.row_bytes + 8), 1)
-            keys, rows = table.changed.copy(self._slot, n)
-            if len(keys):
-                self._slot += len(keys)
+            most = max(_COPY_BYTES // (table.row_bytes + 8), 1)
+            n = min(most, len(table.changed) - self._slot)
+            if n > 0:
+                keys, rows = table.changed.copy(self._slot, n)
+                self._slot += n
                 return Change(
                     stream=0,
                     number=0,

@@ -22,16 +22,15 @@ class Rows:
     def __init__(self) -> None:
         self.rows: dict[int, bytes] = {}
 
-    @property
-    def n_rows(self) -> int:
+    def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def size_bytes(self) -> int:
         return sum(map(len, self.rows.values()))
 
-    def put(self, keys: NDArray[np.int64], rows: NDArray[np.uint8]) -> None:
-        for key, row in zip(keys.tolist(), rows, strict=True):
+    def put(self, keys: NDArray[np.int64], encoded: NDArray[np.uint8]) -> None:
+        for key, row in zip(keys.tolist(), encoded, strict=True):
             self.rows[key] = row.tobytes()
 
     def copy(self, first: int, n: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
@@ -63,10 +62,20 @@ def change(number: int, keys: list[int], *, table: str = "items", stream: int = 
 
 def tables() -> dict[str, ChangingTable]:
     """Return a dense table and a keyed one."""
-    return {
-        "items": ChangingTable(dtype="fp32", row_bytes=4 * DIM, n_rows=N_ROWS, changed=Rows()),
-        "users": ChangingTable(dtype="fp32", row_bytes=4 * DIM, n_rows=None, changed=Rows()),
-    }
+    return {"items": table(N_ROWS), "users": table(None)}
+
+
+def table(n_rows: int | None) -> ChangingTable:
+    """Return a dense table of so many rows, or one of keys."""
+    return ChangingTable(
+        dtype="fp32",
+        row_bytes=4 * DIM,
+        rows=n_rows or 0,
+        keyed=n_rows is None,
+        n_segments=1,
+        segments=range(1),
+        changed=Rows(),
+    )
 
 
 def open_state(folder: Path, disk: Disk = DISK, rotate_bytes: int = 1500) -> UpdateState:

@@ -4,6 +4,7 @@ import random
 import shutil
 from pathlib import Path
 
+import attrs
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,7 @@ from kernels.store.changes import Change
 from kernels.store.snapshot import SnapshotWriter
 from kernels.store.state import UpdateState
 from tests.kernels.crash_disk import CrashDisk, Crashed
-from tests.kernels.store_help import N_ROWS, STREAM, change, contents, open_state, rows_of
+from tests.kernels.store_help import N_ROWS, STREAM, change, contents, open_state, rows_of, table
 
 
 def update(state: UpdateState, *changes: Change) -> None:
@@ -119,12 +120,19 @@ def test_the_last_of_two_rows_with_one_key_counts(tmp_path: Path) -> None:
     ("bad", "problem"),
     [
         (change(1, [1], table="genres"), "table genres: not here"),
-        (change(1, [N_ROWS]), f"table items: there is no row {N_ROWS}; it has {N_ROWS} rows"),
-        (change(1, [3, -1]), "table items: there is no row -1"),
+        (change(1, [N_ROWS]), f"table items: row {N_ROWS} is outside a table of {N_ROWS} rows"),
+        (change(1, [3, -1]), "table items: row -1 is outside"),
     ],
 )
 def test_what_fits_no_table_is_told(tmp_path: Path, bad: Change, problem: str) -> None:
     assert problem in open_state(tmp_path).problem_of(bad)
+
+
+def test_keys_of_segments_that_are_elsewhere_are_told() -> None:
+    half = attrs.evolve(table(N_ROWS), n_segments=2, segments=range(1))
+    assert not half.problem_of(change(1, [0, N_ROWS // 2 - 1]))
+    problem = half.problem_of(change(1, [0, N_ROWS // 2]))
+    assert problem == f"key {N_ROWS // 2} is of segment 1, which is not here"
 
 
 def test_rows_of_another_form_are_told(tmp_path: Path) -> None:
@@ -168,14 +176,28 @@ def test_a_snapshot_is_of_one_time_though_it_is_copied_over_time(tmp_path: Path)
         compaction.write(copied)
     update(state, change(5, [1]))
     compaction.finish()
-    assert state.snapshot is not None
     other = open_state(tmp_path / "other")
-    shutil.copy(state.snapshot, other.seed_part())
-    installed = other.install_seed()
+    shutil.copy(state.snapshot_of(0), other.seed_part())
+    installed = other.install_seed(other.seed_part())
     for each in other.read_seed(installed):
         other.put(each)
     assert other.number == 4
     assert contents(other)["items", 1] == rows_of(3, 1).tobytes()
+
+
+def test_a_snapshot_that_is_not_there_any_more_is_told(tmp_path: Path) -> None:
+    state = open_state(tmp_path)
+    assert (state.snapshot_number, state.snapshot_bytes) == (0, 0)
+    with pytest.raises(StateError, match="not there"):
+        state.snapshot_of(0)
+    update(state, change(1, [1]))
+    compact(state)
+    before = state.snapshot_number
+    assert state.snapshot_of(before).stat().st_size == state.snapshot_bytes
+    update(state, change(2, [1]))
+    compact(state)
+    with pytest.raises(StateError, match=f"snapshot {before} is not there"):
+        state.snapshot_of(before)
 
 
 def test_an_abandoned_compaction_changes_nothing(tmp_path: Path) -> None:
@@ -197,9 +219,8 @@ def test_a_seed_replaces_what_was(tmp_path: Path) -> None:
     behind = open_state(tmp_path / "behind", rotate_bytes=300)
     for each in script.changes[:20]:
         update(behind, each)
-    assert peer.snapshot is not None
-    shutil.copy(peer.snapshot, behind.seed_part())
-    path = behind.install_seed()
+    shutil.copy(peer.snapshot_of(peer.snapshot_number), behind.seed_part())
+    path = behind.install_seed(behind.seed_part())
     script.acknowledged = 40
     behind.close()
     check_folder(script, tmp_path / "behind")  # also if it ends here
@@ -223,7 +244,7 @@ def test_a_damaged_seed_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     for data in (whole[:-1], whole[:40], b"", whole + b"x"):
         state.seed_part().write_bytes(data)
         with pytest.raises(StateError, match="damaged"):
-            state.install_seed()
+            state.install_seed(state.seed_part())
     state.close()
     assert contents_of(tmp_path) == contents(state)
 
@@ -232,10 +253,10 @@ def test_a_damaged_snapshot_is_told(tmp_path: Path) -> None:
     state = open_state(tmp_path)
     update(state, change(1, [1, 2, 3]))
     compact(state)
-    assert state.snapshot is not None
-    data = bytearray(state.snapshot.read_bytes())
+    snapshot = state.snapshot_of(0)
+    data = bytearray(snapshot.read_bytes())
     data[60] ^= 1
-    state.snapshot.write_bytes(data)
+    snapshot.write_bytes(data)
     state.close()
     with pytest.raises(StateError, match="damaged at byte 0"):
         open_state(tmp_path)
