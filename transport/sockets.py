@@ -38,6 +38,7 @@ __all__ = [
     "Security",
     "Sent",
     "SocketOptions",
+    "SubscriberSocket",
     "open_context",
 ]
 
@@ -367,3 +368,31 @@ class DealerSocket(_Socket):
         if self._monitor_watch is not None:
             self._monitor_watch.cancel()
             self._monitor_watch = None
+
+
+class SubscriberSocket(_Socket):
+    """Hears what publishers (PUB sockets) send, all of it; one that does not keep up misses some.
+
+    One task receives.
+    """
+
+    def __init__(self, context: zmq.Context[Any], options: SocketOptions = DEFAULTS) -> None:
+        super().__init__(context, zmq.SUB, options)
+        self._socket.set(zmq.SUBSCRIBE, b"")
+
+    def connect(self, address: str) -> None:
+        """Connect to a publisher in the background.
+
+        Raises:
+            AddressError: It is not an address.
+        """
+        self._check_open()
+        _zmq.connect(self._socket, address)
+
+    async def receive_batch(self, most: int) -> list[list[Frame]]:
+        """Wait for a message; return it, and those at hand, at most ``most``.
+
+        Raises:
+            SocketClosed: The socket is closed, or was while this waited.
+        """
+        return await self._receive_batch(most)
