@@ -14,4 +14,8 @@ as rows, ``fetch.py``. Groups have replicas: ``asking.py`` with ``replicas.py`` 
 
 Models are replaced while they are served: ``versions.py`` is what each actor holds and does for it,
 ``restore.py`` what a gateway sees to, ``deploy.py`` the command.
+
+Rows are changed while they are served: ``updater.py`` numbers and keeps updates (``update_intake``,
+``update_stream``) and feeds shards (``update_fed``, ``update_feed``; ``update_routes`` says whom);
+``update_shard.py`` and ``update_replica.py`` are a shard's side of it.
 """

@@ -6,6 +6,7 @@ others it sends rows by their keys.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import attrs
@@ -18,6 +19,7 @@ from actors.parts import keys_by_table
 from kernels.bundle.load import Bundle
 from kernels.errors import LookupFailed
 from kernels.lookup import PooledLookup
+from kernels.store.table import StoredTable
 from transport.messages import LookupBatch
 
 F32 = NDArray[np.float32]
@@ -32,13 +34,13 @@ class HeldPart:
         user: Pools the user side's lookups in tables that are wholly here.
         candidate: The same of candidates.
         fetched: The model's fetched tables, in the order of ``LookupBatch.key_splits``.
-        tables: Those of them that this group has a piece of, by name.
+        tables: Those that this group has a piece of, by name.
     """
 
     user: PooledLookup
     candidate: PooledLookup
     fetched: tuple[FetchedTable, ...]
-    tables: dict[str, F32]
+    tables: dict[str, StoredTable]
 
     @classmethod
     def open(
@@ -55,22 +57,19 @@ class HeldPart:
         Raises:
             BundleError: A table is missing or damaged.
         """
-        names = layouts.placement.tables(group)
-        tables = {name: bundle.table(name) for name in names}
+        placement = layouts.placement
+        tables = {
+            name: bundle.open_table(name, placement.segments(group, name))
+            for name in placement.tables(group)
+        }
         for read, table in enumerate(tables.values()):
-            _touch(table)
-            progress((read + 1) / len(tables))
+            table.warm(functools.partial(_tell, progress, read, len(tables)))
         user, candidate = layouts.shards[group]
-        fetched = () if layouts.fetch is None else layouts.fetch.tables
         return cls(
             user=PooledLookup(tables, user),
             candidate=PooledLookup(tables, candidate),
-            fetched=fetched,
-            tables={
-                each.table.name: tables[each.table.name]
-                for each in fetched
-                if each.table.name in tables
-            },
+            fetched=() if layouts.fetch is None else layouts.fetch.tables,
+            tables=tables,
         )
 
     def look_up(self, batch: LookupBatch) -> tuple[F32, F32, U8]:
@@ -97,16 +96,12 @@ class HeldPart:
             table = self.tables.get(each.table.name)
             if table is None:
                 raise LookupFailed(f"table {each.table.name}: no piece of it is here")
-            if keys.min() < 0 or keys.max() >= len(table):
-                raise LookupFailed(f"table {each.table.name}: a key is outside {len(table)} rows")
-            pieces.append(table[keys].view(np.uint8).ravel())
+            pieces.append(table.fetch_encoded(keys).reshape(-1))
         return np.concatenate(pieces)
 
 
 _NO_ROWS = np.empty(0, np.uint8)
 
 
-def _touch(table: F32) -> None:
-    """Read one number of every page of a memory-mapped table."""
-    page = 4096 // table.itemsize
-    np.add.reduce(table.reshape(-1)[::page])
+def _tell(progress: Callable[[float], None], before: int, n: int, done: int, total: int) -> None:
+    progress((before + (done / total if total else 1.0)) / n)

@@ -6,14 +6,22 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, Final
 
-from kernels.errors import BundleError, DeviceLost, GraphError, SpecError
+from kernels.errors import BundleError, DeviceLost, GraphError, SpecError, StateError
 from runtime.deployed import has_deployed
 from runtime.errors import StartError
 from runtime.host import Factory
 from runtime.topology import ActorSpec, NodeSpec, Topology
 from transport.errors import AddressError
 
-HOPELESS: Final = (StartError, AddressError, BundleError, GraphError, SpecError, OSError)
+HOPELESS: Final = (
+    StartError,
+    AddressError,
+    BundleError,
+    GraphError,
+    SpecError,
+    StateError,
+    OSError,
+)
 """Of what is wrong with what a node was given, at its start: a restart finds the same again."""
 
 FATAL: Final = (DeviceLost,)
