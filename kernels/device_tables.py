@@ -20,10 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.bundle.manifest import Lookup, Manifest, SideLayout, SideName
+from kernels.bundle.stores import fetch_rows
 from kernels.errors import GraphError
 from kernels.plan.pack import to_storage
 from kernels.program import Precision, leading_dimension
 from kernels.shards import Run, ShardLayout, shard_layout
+from kernels.store.table import StoredTable
 
 ALL: Final = "all"
 """Stands for every table that a lookup names."""
@@ -178,19 +180,20 @@ class DeviceTables:
         return next(table for table in self.tables if table.name == name)
 
     def pieces(
-        self, read: Callable[[str], NDArray[np.float32]]
+        self, read: Callable[[str], StoredTable | NDArray[np.float32]]
     ) -> Iterator[tuple[int, NDArray[Any]]]:
         """Yield what to write where: offsets in bytes, and tables' rows as they are stored.
 
         Args:
-            read: Returns a table, float32 ``[rows, dim]``.
+            read: Returns a table: float32 ``[rows, dim]``, or a dense one of the store.
         """
         for placed in self.tables:
             table = read(placed.name)
             step = max(_PIECE_BYTES // (4 * placed.dim), 1)
             at = placed.offset
             for first in range(0, placed.rows, step):
-                rows: NDArray[Any] = table[first : first + step]
+                numbers = np.arange(first, min(first + step, placed.rows))
+                rows: NDArray[Any] = fetch_rows(table, numbers)
                 if self.precision is not Precision.FP32:
                     rows = to_storage(rows, self.precision)
                 yield at, rows

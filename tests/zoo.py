@@ -30,7 +30,7 @@ from kernels.bundle.build import BuildOptions, build_bundle
 from kernels.bundle.executors import EXECUTORS, TOLERANCES, ExecutorName, open_executor
 from kernels.bundle.load import Bundle, load_bundle
 from kernels.bundle.manifest import KeptTable, Manifest
-from kernels.bundle.verify import Case, read_cases, row_shapes
+from kernels.bundle.recorded import Case, read_cases, row_shapes
 from kernels.features.blocks import RawRequest, SideMatrices
 from kernels.features.feature import Feature
 from kernels.features.parser import Parser

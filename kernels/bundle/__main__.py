@@ -15,8 +15,9 @@ from kernels.bundle.build import BuildOptions, build_bundle
 from kernels.bundle.executors import EXECUTORS, TOLERANCES, ExecutorName
 from kernels.bundle.load import Bundle, load_bundle
 from kernels.bundle.picture import draw
+from kernels.bundle.recorded import read_cases, row_shapes
 from kernels.bundle.show import describe, executors_of
-from kernels.bundle.verify import read_cases, row_shapes, verify
+from kernels.bundle.verify import verify
 from kernels.errors import KernelsError
 
 
@@ -43,6 +44,15 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--force", action="store_true", help="replace a bundle that is there")
     build.add_argument(
         "--no-check", action="store_true", help="skip running the cut against the whole model"
+    )
+    build.add_argument(
+        "--table",
+        action="append",
+        default=[],
+        type=_table,
+        metavar="NAME=TABLE/",
+        help="a table made by kernels.store, in place of the initializer NAME; may be repeated. "
+        "Its files are linked into the bundle, or copied from another file system",
     )
     _add_inference(build)
     build.set_defaults(run=_build)
@@ -94,6 +104,13 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     return name, tuple(int(part) for part in dims.split("x"))
 
 
+def _table(text: str) -> tuple[str, Path]:
+    name, _, folder = text.rpartition("=")
+    if not name or not folder:
+        raise argparse.ArgumentTypeError(f"want NAME=TABLE/, got {text!r}")
+    return name, Path(folder)
+
+
 def _build(options: argparse.Namespace) -> int:
     manifest = build_bundle(
         options.model,
@@ -104,6 +121,7 @@ def _build(options: argparse.Namespace) -> int:
             check=not options.no_check,
             force=options.force,
             shapes=dict(options.shape),
+            tables=dict(options.table),
         ),
     )
     left = sum(not kept.positional for kept in manifest.kept)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
@@ -19,6 +20,7 @@ from kernels.bundle.infer import infer_features
 from kernels.bundle.inputs import Shapes, cover, open_shapes
 from kernels.bundle.manifest import GpuSupport, KeptTable, Manifest
 from kernels.bundle.plan import make_plan
+from kernels.bundle.stores import Stores, adopt, open_stores
 from kernels.compiler import compile_graph
 from kernels.errors import BundleError, GraphError
 from kernels.features.spec import FeatureSpec, load_spec
@@ -28,6 +30,8 @@ from kernels.graph.model import Array, Graph, load_graph
 from kernels.ir.check import check as check_ir
 from kernels.ir.onnx_import import import_dense
 from kernels.program import TARGETS, Bucket
+from kernels.store.header import HEADER_NAME
+from kernels.store.table import StoredTable
 
 # Rows of a table converted and written at a time: some megabytes for any usual dimension.
 _CHUNK_ROWS = 1 << 16
@@ -42,12 +46,15 @@ class BuildOptions:
         check: Run the cut against the whole model before it is written.
         force: Replace what is at the bundle's path.
         shapes: Dimensions of one row, for inputs that leave them open and no feature describes.
+        tables: Folders of tables of the store, by the initializers that they take the place of:
+            the model has a few rows of these, or all.
     """
 
     infer: bool = False
     check: bool = True
     force: bool = False
     shapes: Shapes = attrs.field(factory=dict)
+    tables: Mapping[str, Path] = attrs.field(factory=dict)
 
 
 def build_bundle(
@@ -60,6 +67,7 @@ def build_bundle(
     Raises:
         GraphError: The model cannot be used, or not cut.
         SpecError: ``features`` is wrong.
+        StoreError: A table of the store is not there, or damaged.
         BundleError: ``target`` exists (and ``force`` was not given) or cannot be written.
     """
     if target.exists() and not options.force:
@@ -86,16 +94,19 @@ def _build(
 ) -> Manifest:
     given = None if features is None else load_spec(features)
     shapes = dict(options.shapes) if given is None else open_shapes(graph, given, options.shapes)
+    stores = open_stores(graph, options.tables)
     positional: dict[str, KeptTable] = {}
     facts = simplify(graph, shapes, lambda graph, facts: _note_positional(graph, facts, positional))
-    spec = _write_spec(graph, facts, shapes, given, features, made, infer=options.infer)
+    for name in stores.keys() - graph.constants.keys():
+        raise GraphError(f"{graph.name}: nothing takes rows of table {name!r} as it is")
+    spec = _write_spec(graph, facts, shapes, given, features, made, stores, infer=options.infer)
     inputs = cover(graph, spec, shapes)
-    plan = make_plan(graph, facts, inputs, spec)
+    plan = make_plan(graph, facts, inputs, spec, stores)
     cut = make_cut(plan, spec, tuple(positional.values()))
     user = np.zeros((1, cut.user.width), np.float32)
     candidate = np.zeros((1, cut.candidate.width), np.float32)
     if options.check:
-        checked = check_cut(model, cut, inputs, spec, plan.sampler)
+        checked = check_cut(model, cut, inputs, spec, plan)
         user, candidate = checked.user, checked.candidate
     _write(cut, made)
     np.save(made / "sample.npy", np.concatenate([user, candidate], axis=1))
@@ -154,6 +165,7 @@ def _write_spec(
     given: FeatureSpec | None,
     features: Path | None,
     made: Path,
+    stores: Stores,
     *,
     infer: bool,
 ) -> FeatureSpec:
@@ -167,7 +179,7 @@ def _write_spec(
     elif not infer:
         raise GraphError(f"{graph.name}: no features are given, and none are to be inferred")
     if infer:
-        text = text.rstrip("\n") + "\n" + infer_features(graph, facts, shapes, given)
+        text = text.rstrip("\n") + "\n" + infer_features(graph, facts, shapes, given, stores)
     (made / "features.toml").write_text(text, encoding="utf-8")
     spec = load_spec(made / "features.toml", tables=False)
     if given is None:
@@ -189,8 +201,11 @@ def _write(cut: Cut, made: Path) -> None:
         _write_table(cut.arrays[table.name], made / "tables" / table.file)
 
 
-def _write_table(array: Array, file: Path) -> None:
-    """Write a table as float32, some rows at a time."""
+def _write_table(array: StoredTable | Array, file: Path) -> None:
+    """Write a table as float32, some rows at a time; link or copy one of the store."""
+    if isinstance(array, StoredTable):
+        adopt(array.path, file)
+        return
     rows, dim = array.shape
     with file.open("wb") as out:
         header = {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)}
@@ -201,10 +216,14 @@ def _write_table(array: Array, file: Path) -> None:
 
 
 def _version(folder: Path) -> str:
-    """Return the SHA-256 over names and contents of all files."""
+    """Return the SHA-256 over names and contents of all files.
+
+    Of a table of the store its header is enough, as that has the sums of all its files.
+    """
     digests = {}
+    stored = [each.parent for each in (folder / "tables").glob(f"*/{HEADER_NAME}")]
     for file in sorted(folder.rglob("*")):
-        if file.is_file():
+        if file.is_file() and file.parent.parent not in stored:
             with file.open("rb") as content:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
             digests[file.relative_to(folder).as_posix()] = digest

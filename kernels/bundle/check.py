@@ -11,12 +11,16 @@ import numpy as np
 from kernels.bundle.cut import Cut
 from kernels.bundle.inputs import Inputs
 from kernels.bundle.manifest import Output
+from kernels.bundle.planned import Plan
 from kernels.bundle.reference import F32, SparseSide, block, open_program, pool
 from kernels.bundle.samples import TRIALS, Sampler, ids_of
+from kernels.bundle.stores import I64, open_rows, sample_keys, whole_model
 from kernels.errors import GraphError
+from kernels.features.blocks import SideMatrices
 from kernels.features.spec import FeatureSpec
 from kernels.graph.model import Array
 from kernels.graph.probe import open_file, run_session, session
+from kernels.store.table import StoredTable
 
 # Requests of so many rows each; two sizes of batch, and users with one, several and all rows.
 _BATCHES = ((1,), (3, 1, 3))
@@ -41,15 +45,16 @@ class Checked:
     candidate: F32
 
 
-def check_cut(
-    model: Path, cut: Cut, inputs: Inputs, spec: FeatureSpec, sampler: Sampler
-) -> Checked:
+def check_cut(model: Path, cut: Cut, inputs: Inputs, spec: FeatureSpec, plan: Plan) -> Checked:
     """Run model and cut on random rows and compare.
+
+    Where tables of the store take the place of the model's, the whole model is given those of their
+    rows that are looked up.
 
     Raises:
         GraphError: They differ (names the output), or the model ran on none of the inputs.
     """
-    whole, dense = open_file(model), session(cut.dense.SerializeToString(), optimise=True)
+    dense = session(cut.dense.SerializeToString(), optimise=True)
     programs = {name: each.SerializeToString() for name, each in cut.programs.items()}
     sides = [
         SparseSide(layout, spec, open_program(programs.get(layout.program or "")))
@@ -59,20 +64,32 @@ def check_cut(
     tolerance = _TOLERANCE[np.dtype(np.float16 if half else np.float32)]
     largest, problem = 0.0, None
     checked: Checked | None = None
-    for sizes, trial in [(sizes, trial) for sizes in _BATCHES for trial in range(TRIALS)]:
-        n, n_requests = sum(sizes), len(sizes)
-        request_of_row = np.repeat(np.arange(n_requests), sizes)
-        drawn = sampler.draw(n, trial)
-        columns = drawn | _table_ids(inputs, spec, n, trial)
-        users = {name: array[:n_requests] for name, array in columns.items()}
-        for name, array in users.items():
-            if spec.by_name[name].side == "user":
-                columns[name] = array[request_of_row]
-        blocks = [
-            block(side.layout, side.matrices(rows, len(rows_of)), cut.arrays)
-            for side, rows, rows_of in zip(
-                sides, (users, columns), (sizes, request_of_row), strict=True
+    trials = [
+        _draw(sizes, trial, inputs, spec, _sampler(plan))
+        for sizes in _BATCHES
+        for trial in range(TRIALS)
+    ]
+    found = [
+        [
+            side.matrices(rows, n)
+            for side, rows, n in zip(
+                sides,
+                (trial.users, trial.columns),
+                (len(trial.sizes), len(trial.request_of_row)),
+                strict=True,
             )
+        ]
+        for trial in trials
+    ]
+    if plan.stores:
+        keys = {name: _keys_of(name, plan, cut, found) for name in plan.stores}
+        whole = session(whole_model(model, plan.stores, keys), optimise=True)
+    else:
+        whole = open_file(model)
+    for trial, matrices in zip(trials, found, strict=True):
+        columns, request_of_row = trial.columns, trial.request_of_row
+        blocks = [
+            block(side.layout, each, cut.arrays) for side, each in zip(sides, matrices, strict=True)
         ]
         feeds = inputs.assemble(columns | _table_rows(inputs, spec, columns))
         try:
@@ -96,13 +113,62 @@ def check_cut(
     return attrs.evolve(checked, largest=largest)
 
 
+@attrs.frozen(eq=False)
+class _Trial:
+    """Features' columns: of requests, and of their rows, user features repeated."""
+
+    sizes: tuple[int, ...]
+    request_of_row: Array
+    users: dict[str, Array]
+    columns: dict[str, Array]
+
+
+def _draw(
+    sizes: tuple[int, ...], trial: int, inputs: Inputs, spec: FeatureSpec, sampler: Sampler
+) -> _Trial:
+    n, n_requests = sum(sizes), len(sizes)
+    request_of_row = np.repeat(np.arange(n_requests), sizes)
+    columns = sampler.draw(n, trial) | _table_ids(inputs, spec, n, trial)
+    users = {name: array[:n_requests] for name, array in columns.items()}
+    for name, array in users.items():
+        if spec.by_name[name].side == "user":
+            columns[name] = array[request_of_row]
+    return _Trial(sizes, request_of_row, users, columns)
+
+
+def _sampler(plan: Plan) -> Sampler:
+    """Return a sampler of all ids that stored tables have, where the graph's own had few."""
+    keys: dict[str, list[I64]] = {}
+    for name, features in plan.looked_up.items():
+        sample = sample_keys(plan.stores[name])
+        for feature in features:
+            keys.setdefault(feature, []).append(sample)
+    joined = {feature: np.concatenate(samples) for feature, samples in keys.items()}
+    return attrs.evolve(plan.sampler, bounds={}, keys=joined)
+
+
+def _keys_of(name: str, plan: Plan, cut: Cut, found: list[list[SideMatrices]]) -> I64:
+    """Return the ids that are looked up in a table, ascending."""
+    (table,) = {table.name for table in cut.tables if cut.arrays[table.name] is plan.stores[name]}
+    ids = [np.zeros(1, np.int64)]
+    for matrices in found:
+        for side, layout in zip(matrices, (cut.user, cut.candidate), strict=True):
+            for lookup in layout.lookups:
+                if lookup.table == table:
+                    rows = side.ids[lookup.first_id : lookup.first_id + lookup.n_ids]
+                    ids.append(rows.reshape(-1))
+    return np.unique(np.concatenate(ids))
+
+
 def _table_ids(inputs: Inputs, spec: FeatureSpec, n: int, trial: int) -> dict[str, Array]:
     """Draw ids and weights for the features that bring their own table."""
     random = np.random.default_rng([_SEED, trial])
     columns: dict[str, Array] = {}
     for feature in inputs.features():
         if feature.table is not None:
-            columns[feature.name] = ids_of(feature, (n, feature.width), random)
+            table = open_rows(spec.folder / feature.table)
+            keys = sample_keys(table) if isinstance(table, StoredTable) else None
+            columns[feature.name] = ids_of(feature, (n, feature.width), random, keys=keys)
             if f"{feature.name}.weight" in spec.by_name:
                 weights = random.integers(0, 2, (n, feature.width))
                 columns[f"{feature.name}.weight"] = weights.astype(np.float32)
@@ -116,7 +182,7 @@ def _table_rows(
     rows: dict[str, Array] = {}
     for feature in inputs.features():
         if feature.table is not None:
-            table = np.load(spec.folder / feature.table, mmap_mode="r", allow_pickle=False)
+            table = open_rows(spec.folder / feature.table)
             weights = columns.get(f"{feature.name}.weight")
             rows[feature.name] = pool(table, columns[feature.name], weights, feature.pooling)
     return rows

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Final
 
 import attrs
-import numpy as np
 import onnx
 
 from kernels.bundle.dense import dense_model
@@ -15,10 +15,17 @@ from kernels.bundle.manifest import KeptTable, Output, SideLayout, Table
 from kernels.bundle.planned import Plan, PlannedLookup
 from kernels.bundle.program import program_model
 from kernels.bundle.select import Selection, select
+from kernels.bundle.stores import open_rows
+from kernels.errors import GraphError
 from kernels.features.spec import FeatureSpec
 from kernels.graph.facts import Kind
 from kernels.graph.model import Array
 from kernels.graph.trace import Root
+from kernels.store.table import StoredTable
+
+# A table of a .npy file may be divided, down to segments of so many bytes, into so many.
+_SEGMENT_BYTES: Final = 1 << 20
+_SEGMENTS_MOST: Final = 1024
 
 
 @attrs.frozen(eq=False)
@@ -26,8 +33,7 @@ class Cut:
     """All parts of a bundle but its spec.
 
     Attributes:
-        arrays: Rows of each table, by the table's name, as the graph has them; those of features'
-            own tables are in the files that ``files`` names.
+        arrays: Rows of each table, by the table's name, as the graph or the store has them.
         programs: By file name.
     """
 
@@ -36,7 +42,7 @@ class Cut:
     user: SideLayout
     candidate: SideLayout
     tables: tuple[Table, ...]
-    arrays: Mapping[str, Array]
+    arrays: Mapping[str, StoredTable | Array]
     outputs: tuple[Output, ...]
     kept: tuple[KeptTable, ...]
 
@@ -70,6 +76,10 @@ def make_cut(plan: Plan, spec: FeatureSpec, positional: tuple[KeptTable, ...]) -
         for builder in (blocks.user, blocks.candidate)
         if builder.programmed
     }
+    for name in plan.stores.keys() - names.keys():
+        raise GraphError(
+            f"{graph.name}: table {name!r} is not cut, so that none of the store can take its place"
+        )
     tables, arrays = _tables(plan, spec, blocks, names)
     dense, results = dense_model(plan, selection, blocks)
     return Cut(
@@ -120,25 +130,41 @@ def _table_names(lookups: list[PlannedLookup]) -> dict[str, str]:
 
 def _tables(
     plan: Plan, spec: FeatureSpec, blocks: Blocks, names: Mapping[str, str]
-) -> tuple[tuple[Table, ...], dict[str, Array]]:
+) -> tuple[tuple[Table, ...], dict[str, StoredTable | Array]]:
     tables: dict[str, Table] = {}
-    arrays: dict[str, Array] = {}
+    arrays: dict[str, StoredTable | Array] = {}
     for lookup in (*blocks.user.lookups, *blocks.candidate.lookups):
         name = names[lookup.table]
         if name in tables:
             continue
-        array = plan.graph.constants.get(lookup.table)
+        array = plan.stores.get(lookup.table, plan.graph.constants.get(lookup.table))
         if array is None or lookup.root.name.startswith("feature "):
-            array = np.load(spec.folder / lookup.table, mmap_mode="r", allow_pickle=False)
-        arrays[name] = array.reshape(array.shape[0], -1)
-        tables[name] = Table(
-            name=name,
-            rows=array.shape[0],
-            dim=lookup.dim,
-            dtype="fp32",
-            file=f"{name}.npy",
-        )
+            array = open_rows(spec.folder / lookup.table)
+        if isinstance(array, StoredTable):
+            arrays[name], tables[name] = array, _stored_table(name, array)
+        else:
+            arrays[name] = array.reshape(array.shape[0], -1)
+            tables[name] = _array_table(name, len(array), lookup.dim)
     return tuple(tables.values()), arrays
+
+
+def _array_table(name: str, rows: int, dim: int) -> Table:
+    segments = min(max(4 * rows * dim // _SEGMENT_BYTES, 1), _SEGMENTS_MOST)
+    return Table(name=name, rows=rows, dim=dim, dtype="fp32", file=f"{name}.npy", segments=segments)
+
+
+def _stored_table(name: str, stored: StoredTable) -> Table:
+    header = stored.header
+    return Table(
+        name=name,
+        rows=header.rows,
+        dim=header.dim,
+        dtype=header.dtype,
+        file=name,
+        keyed=header.keyed,
+        segments=header.n_segments,
+        version=header.version,
+    )
 
 
 def _kept(plan: Plan, selection: Selection) -> list[KeptTable]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.bundle.inputs import Shapes, gaps
+from kernels.bundle.stores import Stores
 from kernels.bundle.traces import FeatureTraces, elements_of, places_of, trace_features
 from kernels.errors import GraphError
 from kernels.features.spec import FeatureSpec
@@ -37,17 +38,29 @@ class _Column:
     Attributes:
         size: How many ids it may hold; None for a number.
         computed: Whether ids are computed from it.
+        keyed: Whether it is looked up in a table of keys.
         used_in: The tensors that hold it but not all columns of its input, and its place in
             lookups that tell columns apart: columns with the same belong together.
     """
 
     size: int | None = None
     computed: bool = False
+    keyed: bool = False
     used_in: set[object] = attrs.field(factory=set)
 
 
-def infer_features(graph: Graph, facts: Facts, shapes: Shapes, spec: FeatureSpec | None) -> str:
-    """Return sections of a ``features.toml`` for the columns that ``spec`` leaves out."""
+def infer_features(
+    graph: Graph, facts: Facts, shapes: Shapes, spec: FeatureSpec | None, stores: Stores
+) -> str:
+    """Return sections of a ``features.toml`` for the columns that ``spec`` leaves out.
+
+    Args:
+        graph: The graph.
+        facts: Of it.
+        shapes: Dimensions of one row of inputs that leave them open.
+        spec: What is described already.
+        stores: Tables of the store, by the constants that they take the place of.
+    """
     sizes = {
         p.name: int(np.prod(row_shape(graph, p, shapes), dtype=np.int64)) for p in graph.inputs
     }
@@ -60,8 +73,8 @@ def infer_features(graph: Graph, facts: Facts, shapes: Shapes, spec: FeatureSpec
     traces = trace_features(graph, facts, roots, columns, lambda _: True, None)
     found = {name: [_Column() for _ in range(size)] for name, size in sizes.items()}
     _note_uses(found, traces)
-    _note_ids(found, graph, facts, traces)
-    _bound_computed(found, graph, facts, shapes)
+    _note_ids(found, graph, facts, traces, stores)
+    _bound_computed(found, graph, facts, shapes, stores)
     text = ""
     for port in graph.inputs:
         described = [] if spec is None else [f for f in spec.features if f.input == port.name]
@@ -82,19 +95,38 @@ def _note_uses(found: Mapping[str, list[_Column]], traces: FeatureTraces) -> Non
                     found[port][place].used_in.add(name)
 
 
+def _rows(table: str, graph: Graph, stores: Stores) -> int | None:
+    """Return the rows of a table; None if it has keys."""
+    if table not in stores:
+        return int(graph.constants[table].shape[0])
+    header = stores[table].header
+    return None if header.keyed else header.rows
+
+
 def _note_ids(
-    found: Mapping[str, list[_Column]], graph: Graph, facts: Facts, traces: FeatureTraces
+    found: Mapping[str, list[_Column]],
+    graph: Graph,
+    facts: Facts,
+    traces: FeatureTraces,
+    stores: Stores,
 ) -> None:
     """Bound the columns that are looked up."""
     producers = graph.producers()
     for output in facts.lookups:
         node = producers[output]
-        rows = graph.constants[node.input[0]].shape[0]
+        rows = _rows(node.input[0], graph, stores)
         traced = traces.ids.get(node.input[1])
         if traced is None:
             _note_computed(found, node.input[1], graph, facts, traces)
             continue
         places = places_of(traced, traces.columns)
+        if rows is None:
+            for element, _ in places:
+                if element.root.space == "computed":
+                    _note_computed(found, element.root.name, graph, facts, traces)
+                else:
+                    found[element.root.name][element.place].keyed = True
+            continue
         starts = sorted({added for _, added in places})
         ends = dict(zip(starts, [*starts[1:], rows], strict=True))
         for element, added in places:
@@ -146,7 +178,11 @@ def _note_computed(
 
 
 def _bound_computed(
-    found: Mapping[str, list[_Column]], graph: Graph, facts: Facts, shapes: Shapes
+    found: Mapping[str, list[_Column]],
+    graph: Graph,
+    facts: Facts,
+    shapes: Shapes,
+    stores: Stores,
 ) -> None:
     """Lower the sizes of columns from which ids are computed to what keeps these in their tables.
 
@@ -163,9 +199,10 @@ def _bound_computed(
         return
     producers = graph.producers()
     rows = {
-        producers[name].input[1]: graph.constants[producers[name].input[0]].shape[0]
+        producers[name].input[1]: size
         for name in facts.lookups
         if producers[name].input[1] in producers
+        and (size := _rows(producers[name].input[0], graph, stores)) is not None
     }
     part = attrs.evolve(graph, outputs=tuple(rows), nodes=list(graph.nodes))
     part.constants = dict(graph.constants)
@@ -203,11 +240,12 @@ def _bound_computed(
 def _sections(port: Port, columns: list[_Column], start: int, end: int) -> str:
     """Write the features of the columns from ``start`` to ``end``."""
 
-    def key(place: int) -> tuple[int | None, frozenset[object]]:
-        return columns[place].size, frozenset(columns[place].used_in)
+    def key(place: int) -> tuple[int | None, bool, frozenset[object]]:
+        column = columns[place]
+        return column.size, column.keyed, frozenset(column.used_in)
 
     text = ""
-    for (size, _), group in itertools.groupby(range(start, end), key):
+    for (size, keyed, _), group in itertools.groupby(range(start, end), key):
         places = list(group)
         first, last = places[0], places[-1]
         name = port.name
@@ -215,7 +253,9 @@ def _sections(port: Port, columns: list[_Column], start: int, end: int) -> str:
             name += f"[{first}]" if first == last else f"[{first}:{last + 1}]"
         quoted = json.dumps(name, ensure_ascii=False)  # a JSON string is a TOML string too
         text += f'\n[features.{quoted}]\nside = "candidate"\n'
-        if size is None:
+        if size is None and keyed:
+            text += 'kind = "categorical"\nencode = "key"\n'
+        elif size is None:
             text += 'kind = "numeric"\n'
         else:
             text += f'kind = "categorical"\nencode = "identity"\nsize = {size}\n'

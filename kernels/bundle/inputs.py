@@ -138,7 +138,13 @@ def _in_order(
 ) -> tuple[Feature, ...]:
     size = _size(row)
     features.sort(key=lambda each: each.column)
+    (port,) = (port for port in graph.inputs if port.name == name)
     for feature in features:
+        if feature.keyed and feature.table is None and port.dtype != np.int64:
+            raise GraphError(
+                f"{graph.name}: feature {feature.name!r} gives keys of 64 bits, but input {name!r} "
+                f"is {port.dtype}: export the model with int64"
+            )
         if feature.column + width(feature) > size:
             raise GraphError(
                 f"{graph.name}: feature {feature.name!r} fills columns {feature.column} to "

@@ -12,6 +12,7 @@ from kernels.bundle.manifest import SideName
 from kernels.bundle.planned import Id, Plan, PlannedLookup
 from kernels.bundle.pooling import Pool, Pooled, Pooler, rows_root
 from kernels.bundle.samples import Sampler, counted, row_wise_tensors
+from kernels.bundle.stores import Stores
 from kernels.bundle.traces import FeatureTraces, places_of, trace_features
 from kernels.errors import GraphError
 from kernels.features.spec import Feature, FeatureSpec
@@ -21,14 +22,23 @@ from kernels.graph.model import Graph, reads
 from kernels.graph.trace import Codes, Columns, Element, Root, Tracer, encode, row_columns
 
 
-def make_plan(graph: Graph, facts: Facts, inputs: Inputs, spec: FeatureSpec) -> Plan:
+def make_plan(
+    graph: Graph, facts: Facts, inputs: Inputs, spec: FeatureSpec, stores: Stores
+) -> Plan:
     """Plan the cut of a simplified graph.
+
+    Args:
+        graph: The graph.
+        facts: Of it.
+        inputs: Its inputs as features.
+        spec: The features.
+        stores: Tables of the store, by the constants that they take the place of.
 
     Raises:
         GraphError: An output has no rows, or its rows depend on each other; a feature's ids do not
             fit the table that they are looked up in.
     """
-    return _Planner(graph, facts, inputs, spec).run()
+    return _Planner(graph, facts, inputs, spec, stores).run()
 
 
 def table_root(feature: Feature) -> Root:
@@ -37,8 +47,11 @@ def table_root(feature: Feature) -> Root:
 
 
 class _Planner:
-    def __init__(self, graph: Graph, facts: Facts, inputs: Inputs, spec: FeatureSpec) -> None:
+    def __init__(
+        self, graph: Graph, facts: Facts, inputs: Inputs, spec: FeatureSpec, stores: Stores
+    ) -> None:
         self.graph, self.facts, self.inputs, self.spec = graph, facts, inputs, spec
+        self.stores = stores
         self.producers = graph.producers()
         self.columns = Columns()
         self.roots = self._input_codes()
@@ -47,7 +60,13 @@ class _Planner:
         sources = {
             name: {element.root.name for element in found} for name, found in traces.sources.items()
         }
-        self.sampler = Sampler(inputs, counted(facts, sources, inputs))
+        self.looked_up = {name: self._looked_up(name, traces) for name in stores}
+        bounds: dict[str, int] = {}
+        for name, features in self.looked_up.items():
+            for feature in features:
+                rows = len(graph.constants[name])
+                bounds[feature] = min(rows, bounds.get(feature, rows))
+        self.sampler = Sampler(inputs, counted(facts, sources, inputs), bounds)
         self.row_wise = row_wise_tensors(graph, facts, self.sampler)
         self._check_outputs()
         self.traces = self._trace(self.row_wise)
@@ -90,6 +109,8 @@ class _Planner:
             lookups=tuple(lookups),
             sides=self.side,
             sampler=self.sampler,
+            stores=self.stores,
+            looked_up=self.looked_up,
         )
 
     def side(self, element: Element) -> SideName:
@@ -200,17 +221,40 @@ class _Planner:
             )
         return all(each.root.space == "feature" for each in self.traces.sources[tensor])
 
+    def _looked_up(self, table: str, traces: FeatureTraces) -> frozenset[str]:
+        """Return the features whose values are ids of a table, or make them."""
+        found: set[str] = set()
+        for name in self.facts.lookups:
+            source, tensor = self.producers[name].input
+            if source != table or tensor not in traces.ids:
+                continue
+            for element, _ in places_of(traces.ids[tensor], self.columns):
+                if element.root.space == "feature":
+                    found.add(element.root.name)
+                elif element.root.space == "computed":
+                    found |= {each.root.name for each in traces.sources[element.root.name]}
+        return frozenset(found & self.spec.by_name.keys())
+
     def _check_ranges(self, traces: FeatureTraces) -> None:
         """Refuse features whose ids go beyond a table that they are looked up in."""
         for name in self.facts.lookups:
             table, tensor = self.producers[name].input
             rows = self.graph.constants[table].shape[0]
-            if tensor not in traces.ids:
+            store = self.stores.get(table)
+            if store is not None:
+                rows = store.header.rows
+            if tensor not in traces.ids or (store is not None and store.header.keyed):
                 continue
             for element, added in places_of(traces.ids[tensor], self.columns):
                 feature = self.spec.by_name.get(element.root.name)
                 if element.root.space != "feature" or feature is None or feature.ids is None:
                     continue
+                if feature.keyed:
+                    raise GraphError(
+                        f"{self.graph.name}: feature {feature.name!r} gives keys, but table "
+                        f"{table!r} is found by row numbers: --table {table}=TABLE/ names one of "
+                        "keys to take its place"
+                    )
                 low, high = (bound + added for bound in feature.ids)
                 if low < 0 or high >= rows:
                     raise GraphError(

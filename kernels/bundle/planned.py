@@ -8,6 +8,7 @@ import attrs
 
 from kernels.bundle.manifest import Pooling, SideName
 from kernels.bundle.samples import Sampler
+from kernels.bundle.stores import Stores
 from kernels.bundle.traces import FeatureTraces
 from kernels.graph.facts import Facts
 from kernels.graph.model import Graph
@@ -61,6 +62,8 @@ class Plan:
         lookups: All that the dense graph needs.
         sides: Side of a feature's or computed column.
         sampler: Draws inputs that the model accepts.
+        stores: Tables of the store, by the constants of the graph that they take the place of.
+        looked_up: Of each of these, the features whose values are its ids, or make them.
     """
 
     graph: Graph
@@ -71,3 +74,5 @@ class Plan:
     lookups: tuple[PlannedLookup, ...]
     sides: Callable[[Element], SideName]
     sampler: Sampler
+    stores: Stores
+    looked_up: Mapping[str, frozenset[str]]

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.bundle.manifest import Lookup, Pooling, SideLayout, Source
+from kernels.bundle.stores import fetch_rows
 from kernels.features.blocks import SideMatrices
 from kernels.features.spec import FeatureSpec
 from kernels.graph.model import Array
 from kernels.graph.probe import run_session, session
+from kernels.store.table import StoredTable
 
 F32 = NDArray[np.float32]
 _DTYPES = {"int64": np.int64, "float32": np.float32}
@@ -74,7 +76,9 @@ def open_program(model: bytes | None) -> Callable[[Mapping[str, Array]], Mapping
     return run
 
 
-def block(layout: SideLayout, matrices: SideMatrices, tables: Mapping[str, Array]) -> F32:
+def block(
+    layout: SideLayout, matrices: SideMatrices, tables: Mapping[str, StoredTable | Array]
+) -> F32:
     """Look everything up: float32 ``[n, layout.width]``."""
     n = matrices.values.shape[0]
     out = np.empty((n, layout.width), np.float32)
@@ -85,7 +89,7 @@ def block(layout: SideLayout, matrices: SideMatrices, tables: Mapping[str, Array
     return out
 
 
-def look_up(lookup: Lookup, matrices: SideMatrices, table: Array) -> F32:
+def look_up(lookup: Lookup, matrices: SideMatrices, table: StoredTable | Array) -> F32:
     """Do one lookup, as ``manifest.Lookup`` defines it; ids are within the table."""
     ids = matrices.ids[lookup.first_id : lookup.first_id + lookup.n_ids].T
     weights = None
@@ -95,9 +99,9 @@ def look_up(lookup: Lookup, matrices: SideMatrices, table: Array) -> F32:
     return pool(table, ids, weights, lookup.pooling)
 
 
-def pool(table: Array, ids: Array, weights: Array | None, pooling: Pooling) -> F32:
+def pool(table: StoredTable | Array, ids: Array, weights: Array | None, pooling: Pooling) -> F32:
     """Pool the rows of ids ``[n, n_ids]``, with weights of that shape or none."""
-    rows = table[ids].astype(np.float32)
+    rows = fetch_rows(table, ids)
     if pooling == "none":
         flat: F32 = rows.reshape(len(rows), -1)
         return flat

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
 from kernels.bundle.inputs import Inputs, width
 from kernels.errors import GraphError
@@ -27,10 +28,15 @@ class Sampler:
 
     Attributes:
         counts: Names of features of numbers that the graph turns into integers.
+        bounds: Of features that are looked up in tables whose rows the graph has few of: their
+            ids are drawn below so many.
+        keys: Of features that are keys: those to draw from, among others.
     """
 
     inputs: Inputs
     counts: Collection[str]
+    bounds: Mapping[str, int] = attrs.field(factory=dict)
+    keys: Mapping[str, NDArray[np.int64]] = attrs.field(factory=dict)
 
     def draw(self, n: int, trial: int) -> dict[str, Array]:
         """Return ``[n, graph_width]`` for each feature; the same trial gives the same rows."""
@@ -43,7 +49,8 @@ class Sampler:
     def _column(self, feature: Feature, n: int, trial: int, random: np.random.Generator) -> Array:
         shape = (n, width(feature))
         if feature.dtype == "int64" and feature.ids is not None and feature.table is None:
-            return ids_of(feature, shape, random)
+            bound, keys = self.bounds.get(feature.name), self.keys.get(feature.name)
+            return ids_of(feature, shape, random, bound=bound, keys=keys)
         if self._is_flag(feature):
             return random.integers(0, 2, shape)
         if feature.name in self.counts:
@@ -56,13 +63,36 @@ class Sampler:
         return any(port.name == feature.input and port.dtype.kind == "b" for port in ports)
 
 
-def ids_of(feature: Feature, shape: tuple[int, int], random: np.random.Generator) -> Array:
-    """Draw ids of a feature: all over its range, its ends included, the lowest one repeatedly."""
+def ids_of(
+    feature: Feature,
+    shape: tuple[int, int],
+    random: np.random.Generator,
+    *,
+    bound: int | None = None,
+    keys: NDArray[np.int64] | None = None,
+) -> Array:
+    """Draw ids of a feature: all over its range, its ends included, the lowest one repeatedly.
+
+    Args:
+        feature: Of ids.
+        shape: Of the ids.
+        random: The source of chance.
+        bound: Draw only ids from 0 on and below this.
+        keys: Of the table that the ids are looked up in, if it has keys: most are among these.
+    """
     assert feature.ids is not None
     low, high = feature.ids
+    if bound is not None:
+        high = max(min(high, bound - 1), 0)
+        low = min(max(low, 0), high)
     ids = random.integers(low, high, shape, endpoint=True)
     choice = random.random(shape)
-    ids[choice < 0.3] = low  # padding, as a rule
+    pad = low if feature.padding is None or not feature.keyed else feature.padding.pad
+    if bound is None or low <= pad <= high:
+        ids[choice < 0.3] = pad  # padding, as a rule
+    if keys is not None and len(keys) and feature.keyed:
+        known = random.choice(keys, shape)
+        return np.where(choice > 0.5, known, ids)
     ids[choice > 0.9] = high
     return ids
 

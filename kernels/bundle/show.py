@@ -20,13 +20,20 @@ def _lines(bundle: Bundle) -> Iterator[str]:
     manifest = bundle.manifest
     yield f"model     {manifest.model}"
     yield f"version   {manifest.version}"
-    size = sum(4 * table.rows * table.dim for table in manifest.tables)
+    size = sum(table.size_bytes for table in manifest.tables)
     yield f"tables    {len(manifest.tables)} cut, {size:,} bytes"
     rows = [
-        (table.name, f"[{table.rows:,}, {table.dim}]", f"{4 * table.rows * table.dim:,}")
+        (
+            table.name,
+            f"[{table.rows:,}, {table.dim}]",
+            table.dtype,
+            "keys" if table.keyed else "rows",
+            f"{table.segments:,}",
+            f"{table.size_bytes:,}",
+        )
         for table in manifest.tables
     ]
-    yield from _columns([("table", "shape", "bytes"), *rows])
+    yield from _columns([("table", "shape", "type", "by", "segments", "bytes"), *rows])
     left = [kept for kept in manifest.kept if not kept.positional]
     yield f"kept      {len(left)} tables looked up, {len(manifest.kept) - len(left)} positional"
     for kept in manifest.kept:

@@ -27,6 +27,7 @@ from kernels.gpu.device import Context, Device, Isolation
 from kernels.gpu.lanes import Blocks, Lane
 from kernels.gpu.traffic import Statistics, Traffic
 from kernels.program import Bucket, Program, Source, Target
+from kernels.store.table import StoredTable
 
 log = logging.getLogger(__name__)
 
@@ -57,14 +58,14 @@ class Model:
         name: For messages.
         blocks: What is staged and what comes out, at the largest.
         compile: Makes the programs.
-        table: Returns a table, float32 ``[rows, dim]``, of those that the blocks say are to lie on
+        table: Opens a table, or returns its rows, of those that the blocks say are to lie on
             the card.
     """
 
     name: str
     blocks: Blocks
     compile: Compile
-    table: Callable[[str], NDArray[np.float32]] | None = None
+    table: Callable[[str], StoredTable | NDArray[np.float32]] | None = None
 
 
 class GpuExecutor:

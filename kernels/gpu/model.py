@@ -62,7 +62,9 @@ def model_of(
         tables=tables,
     )
     compile_bucket = functools.partial(compile_graph, graph, options=options, tables=tables)
-    return Model(name=manifest.model, blocks=blocks, compile=compile_bucket, table=bundle.table)
+    return Model(
+        name=manifest.model, blocks=blocks, compile=compile_bucket, table=bundle.open_table
+    )
 
 
 def open_gpu(

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from kernels.bundle.build import BuildOptions, build_bundle
 from kernels.bundle.load import Bundle, load_bundle
 from kernels.bundle.manifest import Lookup, SideLayout
-from kernels.bundle.verify import Case, verify
+from kernels.bundle.recorded import Case
+from kernels.bundle.verify import verify
 
 Array = NDArray[Any]
 
