@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 #include <string.h>
-#if defined(__F16C__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -43,28 +43,52 @@ static inline float row_scale(const uint8_t *row, int64_t dim) {
         return (f##W)((u##W)((f##W)rest * 0x1p112f) | special | sign);                             \
     }
 
-#define DEFINE_LOADS(W)                                                                            \
+#define DEFINE_VECTORS(W)                                                                          \
     typedef float f##W __attribute__((vector_size(4 * (W)), aligned(1), may_alias));               \
     typedef uint32_t u##W __attribute__((vector_size(4 * (W)), aligned(1), may_alias));            \
     typedef int32_t i##W __attribute__((vector_size(4 * (W)), aligned(1), may_alias));             \
     typedef uint16_t h##W __attribute__((vector_size(2 * (W)), aligned(1), may_alias));            \
+    typedef int16_t s##W __attribute__((vector_size(2 * (W)), aligned(1), may_alias));             \
     typedef int8_t b##W __attribute__((vector_size(W), aligned(1), may_alias));                    \
-    static inline f##W load_fp32_##W(const uint8_t *p) { return *(const f##W *)p; }                \
+    static inline f##W load_fp32_##W(const uint8_t *p) { return *(const f##W *)p; }
+
+/* From int8 to int32 in one step, gcc 12 goes number by number. */
+#define DEFINE_WIDENING(W)                                                                         \
     static inline f##W load_bf16_##W(const uint8_t *p) {                                           \
         return (f##W)(__builtin_convertvector(*(const h##W *)p, u##W) << 16);                      \
     }                                                                                              \
     static inline f##W load_int8_##W(const uint8_t *p) {                                           \
-        return __builtin_convertvector(__builtin_convertvector(*(const b##W *)p, i##W), f##W);     \
+        s##W shorts = __builtin_convertvector(*(const b##W *)p, s##W);                             \
+        return __builtin_convertvector(__builtin_convertvector(shorts, i##W), f##W);               \
     }
 
-DEFINE_LOADS(1)
-DEFINE_LOADS(2)
-DEFINE_LOADS(4)
+DEFINE_VECTORS(1)
+DEFINE_VECTORS(2)
+DEFINE_VECTORS(4)
+DEFINE_WIDENING(1)
+DEFINE_WIDENING(2)
+DEFINE_WIDENING(4)
 #if LANES >= 8
-DEFINE_LOADS(8)
+DEFINE_VECTORS(8)
+#if defined(__AVX2__) /* an instruction each, which gcc 12 does not find */
+static inline f8 load_bf16_8(const uint8_t *p) {
+    return (f8)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
+}
+static inline f8 load_int8_8(const uint8_t *p) {
+    return (f8)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+#else
+DEFINE_WIDENING(8)
+#endif
 #endif
 #if LANES >= 16
-DEFINE_LOADS(16)
+DEFINE_VECTORS(16)
+static inline f16 load_bf16_16(const uint8_t *p) {
+    return (f16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
+}
+static inline f16 load_int8_16(const uint8_t *p) {
+    return (f16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
 #endif
 
 #if defined(__F16C__)
