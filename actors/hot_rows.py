@@ -10,6 +10,7 @@ Pure: events go in with the time at which they happen, what is to be done comes 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.asking import Asking, Nobody, Question
+from actors.divided import Division
 from actors.flights import Flight, Flights, Part
 from actors.layouts import Layouts
 from actors.parts import failed_part, keys_by_table
@@ -26,16 +28,15 @@ from actors.replicas import LateAfter
 from kernels.bundle.load import Bundle
 from kernels.bundle.manifest import Table
 from kernels.errors import LookupFailed
-from kernels.hot import HotRows, HotStatistics, Sizes
+from kernels.hot import HotRows, HotSet, HotStatistics, Sizes
 from kernels.shards import ShardLayout
-from kernels.store.partition import segment_of
 from runtime.errors import StartError
 from runtime.topology import ModelSpec
 from transport.messages import LookupBatch, RowsPart
 
+F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
-U8 = NDArray[np.uint8]
 
 
 @attrs.frozen
@@ -95,12 +96,23 @@ class Group:
         user: What it pools besides; a fetch asks for none of it.
         candidate: The same of candidates.
         late_after: Learns when its answers are late.
+        no_ids: Ids and weights of the user side, and of candidates, for no request.
     """
 
     replicas: tuple[str, ...]
     user: ShardLayout
     candidate: ShardLayout
     late_after: LateAfter = attrs.Factory(LateAfter)
+    no_ids: tuple[I64, F32, I64, F32] = attrs.field(init=False)
+
+    @no_ids.default
+    def _make_no_ids(self) -> tuple[I64, F32, I64, F32]:
+        return (
+            np.empty((len(self.user.id_rows), 0), np.int64),
+            np.empty((len(self.user.weight_rows), 0), np.float32),
+            np.empty((len(self.candidate.id_rows), 0), np.int64),
+            np.empty((len(self.candidate.weight_rows), 0), np.float32),
+        )
 
 
 class HotTables:
@@ -132,11 +144,10 @@ class HotTables:
         self._model = model
         self._version = version
         self._n_tables = n_tables
-        self._tables = {each.number: each for each in sorted(tables, key=lambda each: each.number)}
-        self._rows = {number: each.open() for number, each in self._tables.items()}
-        self._row_bytes = np.zeros(n_tables, np.int64)
-        for number, rows in self._rows.items():
-            self._row_bytes[number] = rows.sizes.row_bytes
+        self._tables = sorted(tables, key=lambda each: each.number)
+        self._numbers = np.array([each.number for each in self._tables], np.intp)
+        self._held = HotSet([each.open() for each in self._tables])
+        self._division = Division([(each.table, each.group_of) for each in self._tables])
         self._stale_s = min((each.stale_s for each in tables), default=0.0)
         self._groups = groups
         self._asking = Asking()
@@ -157,9 +168,7 @@ class HotTables:
             The part, if all its rows are held; or else whom to ask for the others.
         """
         try:
-            by_table = keys_by_table(lookup, self._n_tables)
-            part = Part(lookup, self._room(by_table))
-            tables, keys, groups, to = self._missing(part, by_table, now)
+            part, tables, keys, groups, to = self._missing(lookup, now)
         except (LookupFailed, ValueError) as error:
             return [failed_part(lookup, str(error), "internal")]
         if not len(keys):
@@ -182,54 +191,42 @@ class HotTables:
             todo += self._asking.begin(flight.first, asked, until, now)
         return self._settle(todo, now)
 
-    def _room(self, by_table: Sequence[I64]) -> U8:
-        n_bytes = 0
-        for number, keys in enumerate(by_table):
-            if len(keys) and number not in self._tables:
-                raise ValueError(f"{len(keys)} keys of table {number} came, which is not cached")
-            n_bytes += len(keys) * int(self._row_bytes[number])
-        return np.empty(n_bytes, np.uint8)
-
-    def _missing(
-        self, part: Part, by_table: Sequence[I64], now: float
-    ) -> tuple[I64, I64, I64, I64]:
-        """Fill in the rows of a part that are held.
+    def _missing(self, lookup: LookupBatch, now: float) -> tuple[Part, I64, I64, I64, I64]:
+        """Begin a part of a batch, with the rows that are held.
 
         Returns:
-            Of the others: tables, keys, groups and places in the part, int64 ``[n]`` each, in the
-            order of groups and tables.
+            The part, and of the other rows tables, keys, groups and places in the part, int64
+            ``[n]`` each, in the order of groups and tables.
 
         Raises:
             LookupFailed: A row number is outside its table.
+            ValueError: The keys are not those of cached tables.
         """
-        found: list[tuple[I64, I64, I64, I64]] = []
-        at = 0
-        for number, held in self._rows.items():
-            keys = by_table[number]
-            n, size = len(keys), held.sizes.row_bytes
-            misses = held.take(keys, now, part.rows[at : at + n * size].reshape(n, size))
-            if len(misses):
-                missed, table = keys[misses], self._tables[number].table
-                segments = segment_of(
-                    missed, n_segments=table.segments, rows=table.rows, keyed=table.keyed
-                )
-                groups = self._tables[number].group_of[segments].astype(np.int64)
-                numbers = np.full(len(missed), number, np.int64)
-                found.append((numbers, missed, groups, at + misses * size))
-            at += n * size
-        if not found:
-            return _NO_NUMBERS, _NO_NUMBERS, _NO_NUMBERS, _NO_NUMBERS
-        tables, missed, groups, to = (np.concatenate(column) for column in zip(*found, strict=True))
+        counts = np.array([len(keys) for keys in keys_by_table(lookup, self._n_tables)], np.int64)
+        of_tables = counts[self._numbers]
+        splits = _splits(of_tables)
+        if splits[-1] != len(lookup.keys):
+            raise ValueError(f"{len(lookup.keys) - splits[-1]} keys came of tables not cached here")
+        row_bytes = self._held.row_bytes
+        part = Part(lookup, np.empty(int(of_tables @ row_bytes), np.uint8))
+        misses = self._held.take(lookup.keys, splits, now, part.rows)
+        if not len(misses):
+            return part, *(_NO_NUMBERS,) * 4
+        tables = np.searchsorted(splits, misses, side="right") - 1
+        keys = lookup.keys[misses]
+        groups = self._division.groups_of(tables, keys)
+        to = _splits(of_tables * row_bytes)[tables] + (misses - splits[tables]) * row_bytes[tables]
         order = np.argsort(groups, kind="stable")
-        return tables[order], missed[order], groups[order], to[order]
+        return part, tables[order], keys[order], groups[order], to[order]
 
     def _begin(
         self, tables: I64, keys: I64, groups: I64, first: int, now: float, until: float
     ) -> list[Flight]:
         """Enter a flight to each group, for keys whose claims are numbered from ``first`` on."""
         flights = []
-        for start, stop in _stretches(groups):
-            sizes = self._row_bytes[tables[start:stop]]
+        starts = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist()] if len(groups) else []
+        for start, stop in itertools.pairwise([*starts, len(groups)]):
+            sizes = self._held.row_bytes[tables[start:stop]]
             ends = np.cumsum(sizes)
             group = int(groups[start])
             flight = Flight(
@@ -250,8 +247,8 @@ class HotTables:
 
     def _lookup(self, flight: Flight) -> LookupBatch:
         group = self._groups[flight.group]
-        splits = np.zeros(self._n_tables + 1, np.int32)
-        np.cumsum(np.bincount(flight.tables, minlength=self._n_tables), out=splits[1:])
+        user_ids, user_weights, candidate_ids, candidate_weights = group.no_ids
+        counts = np.bincount(self._numbers[flight.tables], minlength=self._n_tables)
         return LookupBatch(
             gateway=self._name,
             seq=flight.first,
@@ -260,12 +257,12 @@ class HotTables:
             executor=self._name,
             part=0,
             budget_us=int((flight.until - flight.sent) * 1e6),
-            user_ids=np.empty((len(group.user.id_rows), 0), np.int64),
-            user_weights=np.empty((len(group.user.weight_rows), 0), np.float32),
-            candidate_ids=np.empty((len(group.candidate.id_rows), 0), np.int64),
-            candidate_weights=np.empty((len(group.candidate.weight_rows), 0), np.float32),
+            user_ids=user_ids,
+            user_weights=user_weights,
+            candidate_ids=candidate_ids,
+            candidate_weights=candidate_weights,
             keys=flight.keys,
-            key_splits=splits,
+            key_splits=_splits(counts).astype(np.int32),
         )
 
     # Answers
@@ -284,7 +281,9 @@ class HotTables:
         took = now - flight.sent
         self._groups[flight.group].late_after.learn(took)
         self._asking.settled(flight.first, [answer.attempt], [took], now)
-        self._keep(flight, answer.rows, self._flights.end(flight))
+        kept = self._flights.end(flight)
+        splits = _splits(np.bincount(flight.tables, minlength=len(self._tables)))
+        self._held.admit(flight.keys, splits, answer.rows, kept, flight.sent)
         return [_complete(part) for part in flight.land(answer.rows)]
 
     def refused(self, question: Question, code: str, message: str, now: float) -> list[Todo]:
@@ -294,17 +293,6 @@ class HotTables:
     def died(self, name: str, how: str, now: float) -> list[Todo]:
         """Note that a replica is dead, and how that is known; return what is to be done now."""
         return self._settle(self._asking.died(name, now, how), now)
-
-    def _keep(self, flight: Flight, rows: U8, may_be: NDArray[np.bool_]) -> None:
-        """Admit the rows of a flight that may be kept."""
-        for start, stop in _stretches(flight.tables):
-            held = self._rows[int(flight.tables[start])]
-            begin, size = int(flight.at[start]), held.sizes.row_bytes
-            came = rows[begin : begin + (stop - start) * size].reshape(-1, size)
-            keys, kept = flight.keys[start:stop], may_be[start:stop]
-            if not kept.all():
-                keys, came = keys[kept], came[kept]
-            held.admit(keys, came, flight.sent)
 
     def _settle(self, todo: Sequence[Question | Nobody], now: float) -> list[Todo]:
         """Return what is to be done, once the flights that nobody can answer have failed."""
@@ -347,17 +335,15 @@ class HotTables:
 
     def changed(self, table: str, keys: I64) -> None:
         """Note that rows changed: no batch from now on gets what was asked for before."""
-        for number, each in self._tables.items():
+        for number, each in enumerate(self._tables):
             if each.table.name == table:
-                self._rows[number].invalidate(keys)
+                self._held.tables[number].invalidate(keys)
                 self._flights.changed(number, keys)
 
     def statistics(self) -> dict[str, HotStatistics]:
         """Return what was done so far, by table."""
-        return {
-            each.table.name: self._rows[number].statistics()
-            for number, each in self._tables.items()
-        }
+        pairs = zip(self._tables, self._held.tables, strict=True)
+        return {each.table.name: rows.statistics() for each, rows in pairs}
 
 
 def hot_tables(name: str, model: ModelSpec, bundle: Bundle, layouts: Layouts) -> HotTables:
@@ -401,12 +387,11 @@ def hot_tables(name: str, model: ModelSpec, bundle: Bundle, layouts: Layouts) ->
         raise StartError(f"model {model.name}: {error}") from error
 
 
-def _stretches(numbers: I64) -> list[tuple[int, int]]:
-    """Return where each stretch of equal numbers begins and ends."""
-    if not len(numbers):
-        return []
-    starts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist()]
-    return list(zip(starts, [*starts[1:], len(numbers)], strict=True))
+def _splits(counts: I64) -> I64:
+    """Return where each stretch begins, of so many items each, and where the last one ends."""
+    splits = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=splits[1:])
+    return splits
 
 
 def _complete(part: Part) -> RowsPart:

@@ -21,6 +21,10 @@ typedef struct {
 int64_t tb_hot_take(hot *h, const int64_t *keys, int64_t n, double now, uint8_t *out,
                     int64_t *misses);
 void tb_hot_admit(hot *h, const int64_t *keys, int64_t n, const uint8_t *rows, double read_at);
+int64_t tb_hot_take_all(hot **tables, int64_t n_tables, const int64_t *keys, const int64_t *splits,
+                        double now, uint8_t *out, int64_t *misses);
+void tb_hot_admit_all(hot **tables, int64_t n_tables, const int64_t *keys, const int64_t *splits,
+                      const uint8_t *rows, const uint8_t *kept, double read_at);
 void tb_hot_invalidate(hot *h, const int64_t *keys, int64_t n);
 typedef struct { uint64_t seed; uintptr_t cells; int64_t n_cells, n_used; } claims;
 int64_t tb_claims_take(claims *c, const int64_t *tables, const int64_t *keys, int64_t n,

@@ -269,6 +269,35 @@ void tb_hot_admit(hot *h, const int64_t *keys, int64_t n, const uint8_t *rows, d
     }
 }
 
+/* The same of several tables: the keys of table t are keys[splits[t]] and on, and their rows lie end
+   to end in `out`. `misses` are places in `keys`. */
+int64_t tb_hot_take_all(hot **tables, int64_t n_tables, const int64_t *keys, const int64_t *splits,
+                        double now, uint8_t *out, int64_t *misses) {
+    int64_t n_misses = 0;
+    for (int64_t t = 0; t < n_tables; t++) {
+        int64_t first = splits[t], n = splits[t + 1] - first;
+        int64_t n_more = tb_hot_take(tables[t], keys + first, n, now, out, misses + n_misses);
+        for (int64_t i = n_misses; i < n_misses + n_more; i++) misses[i] += first;
+        n_misses += n_more;
+        out += n * tables[t]->row_bytes;
+    }
+    return n_misses;
+}
+
+/* The same of several tables, but for keys that are not `kept`. */
+void tb_hot_admit_all(hot **tables, int64_t n_tables, const int64_t *keys, const int64_t *splits,
+                      const uint8_t *rows, const uint8_t *kept, double read_at) {
+    for (int64_t t = 0; t < n_tables; t++) {
+        int64_t size = tables[t]->row_bytes;
+        for (int64_t first = splits[t], last; first < splits[t + 1]; first = last) {
+            for (last = first; last < splits[t + 1] && kept[last];) last++;
+            tb_hot_admit(tables[t], keys + first, last - first, rows, read_at);
+            rows += (last - first) * size;
+            for (; last < splits[t + 1] && !kept[last]; last++) rows += size;
+        }
+    }
+}
+
 /* Rows that changed are misses from now on; they keep their places, for the rows that replace them. */
 void tb_hot_invalidate(hot *h, const int64_t *keys, int64_t n) {
     for (int64_t i = 0; i < n; i++) {

@@ -19,7 +19,7 @@ _ALIGNMENT: Final = 64
 class HotRows:
     """A table's hot rows, encoded. Not to be used from two threads at once.
 
-    Times are of one clock, the caller's, in seconds.
+    Times are of one clock, the caller's, in seconds. ``store`` is for this package alone.
 
     Args:
         sizes: How much is kept.
@@ -38,11 +38,11 @@ class HotRows:
         self.stale_s = stale_s
         library = hot() if native else None
         seed = int.from_bytes(os.urandom(8)) if seed is None else seed
-        self._rows: _NativeRows | PlainRows
+        self.store: NativeRows | PlainRows
         if library is None:
-            self._rows = PlainRows(sizes, stale_s, seed)
+            self.store = PlainRows(sizes, stale_s, seed)
         else:
-            self._rows = _NativeRows(library, sizes, stale_s, seed)
+            self.store = NativeRows(library, sizes, stale_s, seed)
 
     def take(
         self, keys: NDArray[np.int64], now: float, out: NDArray[np.uint8]
@@ -61,7 +61,7 @@ class HotRows:
             ValueError: An argument has another shape, dtype or memory layout.
         """
         self._check(keys, out)
-        return self._rows.take(keys, now, out)
+        return self.store.take(keys, now, out)
 
     def admit(self, keys: NDArray[np.int64], rows: NDArray[np.uint8], read_at: float) -> None:
         """Take rows in that were fetched, those that are worth a place.
@@ -76,7 +76,7 @@ class HotRows:
             ValueError: As ``take``.
         """
         self._check(keys, rows)
-        self._rows.admit(keys, rows, read_at)
+        self.store.admit(keys, rows, read_at)
 
     def invalidate(self, keys: NDArray[np.int64]) -> None:
         """Let no row of these keys, int64 ``[n]``, be taken that was admitted before.
@@ -84,12 +84,12 @@ class HotRows:
         Rows that are being fetched are for whoever fetches them to leave out (``Flights``).
         """
         self._check(keys, None)
-        self._rows.invalidate(keys)
+        self.store.invalidate(keys)
 
     def statistics(self) -> HotStatistics:
         """Return what was done so far."""
         counters = {
-            name: int(getattr(self._rows, name))
+            name: int(getattr(self.store, name))
             for name in HotStatistics.__annotations__
             if name != "size_bytes"
         }
@@ -105,11 +105,11 @@ class HotRows:
             raise ValueError(f"rows: want C-ordered uint8 {want}, got {rows.dtype} {rows.shape}")
 
 
-class _NativeRows:
+class NativeRows:
     """The same in C, on arrays that belong to this."""
 
     def __init__(self, native: Native, sizes: Sizes, stale_s: float, seed: int) -> None:
-        self._native = native
+        self.native = native
         n, n_groups = sizes.capacity, sizes.capacity // GROUP
         arrays = {
             "cells": _zeros(8 * sizes.n_cells),
@@ -121,25 +121,26 @@ class _NativeRows:
             "count_periods": _zeros(4 * sizes.n_blocks),
         }
         self._arrays = arrays
-        self._state: Any = native.ffi.new("hot *")
+        self.state: Any = native.ffi.new("hot *")
         for name in ("capacity", "n_cells", "n_blocks", "row_bytes", "period_keys"):
-            setattr(self._state, name, getattr(sizes, name))
-        self._state.stale_s = stale_s
-        self._state.seed = seed
+            setattr(self.state, name, getattr(sizes, name))
+        self.state.stale_s = stale_s
+        self.state.seed = seed
         for name, array in arrays.items():
-            setattr(self._state, name, array.__array_interface__["data"][0])
+            setattr(self.state, name, array.__array_interface__["data"][0])
 
     def __getattr__(self, name: str) -> int:
-        counter: int = getattr(self._state, name)
+        counter: int = getattr(self.state, name)
         return counter
 
     def take(
         self, keys: NDArray[np.int64], now: float, out: NDArray[np.uint8]
     ) -> NDArray[np.int64]:
-        ffi, n = self._native.ffi, len(keys)
+        """As ``HotRows.take``."""
+        ffi, n = self.native.ffi, len(keys)
         misses = np.empty(n, np.int64)
-        n_misses = self._native.lib.tb_hot_take(
-            self._state,
+        n_misses = self.native.lib.tb_hot_take(
+            self.state,
             ffi.from_buffer("int64_t[]", keys),
             n,
             now,
@@ -149,9 +150,10 @@ class _NativeRows:
         return misses[:n_misses]
 
     def admit(self, keys: NDArray[np.int64], rows: NDArray[np.uint8], read_at: float) -> None:
-        from_buffer = self._native.ffi.from_buffer
-        self._native.lib.tb_hot_admit(
-            self._state,
+        """As ``HotRows.admit``."""
+        from_buffer = self.native.ffi.from_buffer
+        self.native.lib.tb_hot_admit(
+            self.state,
             from_buffer("int64_t[]", keys),
             len(keys),
             from_buffer("uint8_t[]", rows),
@@ -159,8 +161,9 @@ class _NativeRows:
         )
 
     def invalidate(self, keys: NDArray[np.int64]) -> None:
-        buffer = self._native.ffi.from_buffer("int64_t[]", keys)
-        self._native.lib.tb_hot_invalidate(self._state, buffer, len(keys))
+        """As ``HotRows.invalidate``."""
+        buffer = self.native.ffi.from_buffer("int64_t[]", keys)
+        self.native.lib.tb_hot_invalidate(self.state, buffer, len(keys))
 
 
 def _zeros(size: int) -> NDArray[np.uint8]:

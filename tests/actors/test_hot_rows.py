@@ -311,11 +311,11 @@ def test_a_part_fails_once_when_nobody_is_left_to_ask() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"key_splits": np.array([0, 1, 2, 3], np.int32)}, "1 keys of table 1 came, which is not"),
+        ({"key_splits": np.array([0, 1, 2, 3], np.int32)}, "1 keys came of tables not cached here"),
         ({"key_splits": np.array([0, 3], np.int32)}, "key_splits: do not divide keys of 3"),
         ({"key_splits": np.array([0, 2, 2, 1], np.int32)}, "key_splits: do not divide keys of 3"),
         ({"keys": np.array([1, 1, 5])}, "a key came twice"),
-        ({"keys": np.array([1, 2, 100])}, "row 100 is outside a table of 100 rows"),
+        ({"keys": np.array([1, 2, 100])}, "table users: row 100 is outside a table of 100 rows"),
     ],
 )
 def test_what_no_gateway_sends_is_answered(changes: dict[str, Any], message: str) -> None:

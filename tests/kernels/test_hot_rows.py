@@ -208,7 +208,7 @@ def test_memory_is_within_the_bound(row_bytes: int) -> None:
     sizes = Sizes.fitting(row_bytes, 1 << 20)
     assert 0.9 * 2**20 < sizes.size_bytes <= 2**20
     if HAS_C:
-        rows = HotRows(sizes, 1.0)._rows
+        rows = HotRows(sizes, 1.0).store
         assert not isinstance(rows, PlainRows)
         assert sum(array.nbytes for array in rows._arrays.values()) == sizes.size_bytes
     assert Sizes.fitting(row_bytes, 1 << 20, 100).capacity == min(112, sizes.capacity)
