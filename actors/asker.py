@@ -42,8 +42,11 @@ class Asker:
         return len(self._asking)
 
     def start(self, nursery: trio.Nursery) -> None:
-        """Let a nursery run what takes time."""
+        """Find out which replicas serve; a nursery runs what takes time."""
         self._prober.start(nursery)
+        for model in self._context.topology.models.values():
+            for name in model.shards if model.replicas > 1 else ():
+                self._prober.probe(name)
 
     def begin(self, seq: int, front: ModelFront, scattered: Scattered, deadline: float) -> None:
         """Ask for all parts of a batch whose head the executor has.
@@ -92,6 +95,11 @@ class Asker:
         """Bring the metrics up to date."""
         for name, n in self._asking.counts().items():
             self._metrics.count(name, n)
+
+    @property
+    def n_dead(self) -> int:
+        """How many replicas are known to be dead."""
+        return len(self._asking.replicas.dead)
 
     def _do(self, todo: Iterable[Todo]) -> None:
         queue = deque(todo)

@@ -18,6 +18,11 @@ from transport.messages import LookupBatch
 
 # What a lookup costs besides its rows, in rows: about 20 us, in which 200 rows are fetched.
 _LOOKUP_ROWS = 200
+# A lookup may be lost though the replica lives: its node was restarted, or the way to it was. Where
+# there is no other replica the same one is asked again after so many times its usual time, and not
+# before this time, in which a machine may be busy with something else.
+_AGAIN_TIMES = 4
+_AGAIN_S = 0.02
 
 
 @attrs.frozen(eq=False)
@@ -56,7 +61,8 @@ class _Part:
     """A part of a batch.
 
     Attributes:
-        attempts: Whom it was asked of, in order.
+        attempts: Whom it was asked of, in order, and
+        asked_at: when, the last time.
         waiting: The attempts that may still be answered.
         given_up: Names that failed, and are not asked again.
         over: Whether it is decided: nobody is asked any more.
@@ -66,6 +72,7 @@ class _Part:
     lookup: LookupBatch
     work: int
     attempts: list[str] = attrs.Factory(list)
+    asked_at: float = 0.0
     waiting: list[int] = attrs.Factory(list)
     given_up: list[str] = attrs.Factory(list)
     over: bool = False
@@ -148,12 +155,18 @@ class Asking:
         """Note that the answer for a part takes long; ask another replica too, if that is sensible.
 
         It is if there is one, there is time for it to answer, and not too many were asked twice.
+        Without another one, the same is asked again if it has had far more time than it needs.
         """
         batch = self._batches.get(seq)
         part = self._part(batch, index)
         if batch is None or part is None or not part.waiting:
             return []
         name = self.replicas.choose(part.replicas, self._excluded(part), now)
+        if name is None and len(part.replicas) > 1:
+            name = self.replicas.choose(part.replicas, part.given_up, now)
+            patience = 0.0 if name is None else _AGAIN_TIMES * self.replicas.usual_s(name)
+            if now - part.asked_at < max(patience, _AGAIN_S):
+                return []
         if name is None or now + self.replicas.usual_s(name) >= batch.deadline:
             return []
         if not self._allowance.spend():
@@ -238,6 +251,7 @@ class Asking:
         attempt = len(part.attempts)
         part.attempts.append(name)
         part.waiting.append(attempt)
+        part.asked_at = now
         self.replicas.asked(name, part.work)
         lookup = part.lookup
         if attempt:

@@ -395,7 +395,12 @@ class Gateway:
             for name in (*model.shards, *model.executors)
         }
         self._asker.count()
-        stats: dict[str, Any] = {self._context.name: self._metrics.snapshot()}
+        stats: dict[str, Any] = {
+            self._context.name: {
+                **self._metrics.snapshot(),
+                "replicas_away": self._asker.n_dead,
+            }
+        }
 
         async def ask(name: str) -> None:
             try:

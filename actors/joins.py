@@ -83,7 +83,7 @@ class Joins:
     def late(self, now: float) -> list[tuple[Join, list[int]]]:
         """Return the joins that have been waiting for some parts for too long, and which these are.
 
-        Each part once, and again after twice the time, as long as it has more replicas.
+        Each part again after twice the time: whoever was asked since may be late, too.
         """
         found = []
         while self._late and self._late[0][0] <= now:
@@ -145,12 +145,9 @@ class Joins:
         assert join.head is not None
         due = []
         for index in self.layout.expected(join.head):
-            n_notices = join.n_notices.get(index, 0)
-            if index == self.layout.hot:
-                continue
-            if index not in join.parts and n_notices < self.layout.replicas - 1:
-                after = self._late_after[index].seconds
-                due.append((index, join.begun + after * 2**n_notices))
+            if index not in join.parts and index != self.layout.hot:
+                after = self._late_after[index].seconds * 2 ** join.n_notices.get(index, 0)
+                due.append((index, join.begun + after))
         return due
 
     def _watch(self, join: Join) -> None:

@@ -62,10 +62,22 @@ def test_a_late_part_is_asked_of_another_replica_with_what_is_left_of_the_budget
     second = question(asking.late(1, 0, 0.01))
     assert (second.replica, second.lookup.attempt, second.lookup.budget_us) == ("b", 1, 40_000)
     assert asking.asked_of(1, 0) == PAIR
-    assert asking.late(1, 0, 0.02) == []  # all were asked
+    assert asking.late(1, 0, 0.02) == []  # all were asked, just now
     asking.settled(1, [1], [0.012], 0.02)
     assert (asking.n_hedges, asking.n_retries, asking.n_wins) == (1, 0, 1)
     assert asking.replicas.usual_s("b") > 0
+
+
+def test_where_there_is_no_other_the_same_replica_is_asked_again_after_long() -> None:
+    asking = Asking()
+    asking.died("b", 0.0)
+    begin(asking)
+    assert asking.late(1, 0, 0.005) == []
+    again = question(asking.late(1, 0, 0.02))
+    assert (again.replica, again.lookup.attempt) == ("a", 1)
+    assert asking.late(1, 0, 0.03) == []
+    asking.settled(1, [1], [0.025], 0.04)
+    assert asking.replicas.outstanding("a") == 0
 
 
 def test_too_late_is_not_asked_again() -> None:

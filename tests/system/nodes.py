@@ -1,0 +1,142 @@
+"""A cluster of ``tests.divided``'s bundle: each node a process of its own, to kill and start again.
+
+Whoever starts nodes one by one (systemd, Kubernetes) starts them for good: unlike the parent of a
+cluster, which gives up a node that dies over and over.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+import trio
+
+from kernels.bundle.build import BuildOptions, build_bundle
+from tests import tiny
+from tests.divided import divide
+
+ROOT = Path(__file__).parents[2]
+STOP_S = 20.0
+# Replica r of group g is shard 2r + g.
+SHARDS = ("shard-0", "shard-1", "shard-2", "shard-3")
+NAMES = ("gateway", *SHARDS, "executor")
+
+
+def double_of(shard: str) -> str:
+    """Return the other replica of a shard's group."""
+    return SHARDS[(SHARDS.index(shard) + 2) % 4]
+
+
+def cluster_text(bundle: Path, address: str, *, missing: str = "fail") -> str:
+    """Return the cluster file: two groups of two replicas, each shard in a node of its own."""
+    shards = ", ".join(f'"{name}"' for name in SHARDS)
+    lines = [
+        "[cluster]",
+        'name = "replicated"',
+        'run_folder = "run"',
+        "drain_s = 2",
+        "[models.tiny]",
+        f'bundle = "{bundle}"',
+        f"shards = [{shards}]",
+        'executors = ["executor"]',
+        "replicas = 2",
+        f'missing = "{missing}"',
+        "[nodes.gateway.actors.gateway]",
+        'class = "actors.gateway.Gateway"',
+        f'listen = "{address}"',
+        "[nodes.executor.actors.executor]",
+        'class = "actors.executor.Executor"',
+    ]
+    for name in SHARDS:
+        lines += [f"[nodes.{name}.actors.{name}]", 'class = "actors.shard.EmbeddingShard"']
+    return "\n".join([*lines, ""])
+
+
+@attrs.define(eq=False)
+class Nodes:
+    """The cluster's processes.
+
+    Attributes:
+        address: Where clients connect.
+        folder: Has the cluster file, and what each life of each node printed.
+    """
+
+    address: str
+    folder: Path
+    _processes: dict[str, subprocess.Popen[bytes]] = attrs.field(factory=dict, init=False)
+    _lives: dict[str, int] = attrs.field(factory=dict, init=False)
+
+    def start(self, name: str) -> None:
+        """Start a node, for the first time or again."""
+        self._lives[name] = self._lives.get(name, 0) + 1
+        with self._out(name).open("wb") as sink:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "runtime.node", "cluster.toml", "--node", name],
+                cwd=self.folder,
+                env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+            )
+
+    def kill(self, name: str) -> None:
+        """End a node by SIGKILL, and wait until it is gone."""
+        self._processes[name].kill()
+        self._processes[name].wait()
+
+    def is_ready(self, name: str) -> bool:
+        """Say whether a node serves.
+
+        Raises:
+            RuntimeError: It has ended by itself.
+        """
+        said = self._out(name).read_text(errors="replace")
+        if self._processes[name].poll() is not None:
+            raise RuntimeError(f"{name} has ended: {said}")
+        return "\nready\n" in f"\n{said}"
+
+    async def wait_ready(self, *names: str) -> None:
+        """Wait until nodes serve."""
+        for name in names or NAMES:
+            while not self.is_ready(name):  # noqa: ASYNC110 - it is a file that tells
+                await trio.sleep(0.02)
+
+    def stop(self) -> dict[str, int]:
+        """Stop all nodes; return the exit codes of those that live."""
+        codes = {}
+        for name, process in self._processes.items():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    codes[name] = process.wait(STOP_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    codes[name] = process.wait()
+        return codes
+
+    def _out(self, name: str) -> Path:
+        return self.folder / f"{name}.{self._lives[name]}.txt"
+
+
+@contextmanager
+def nodes(folder: Path, *, missing: str = "fail") -> Iterator[Nodes]:
+    """Build the bundle, start all nodes, and stop those that live at the end."""
+    model, features = tiny.write_model(folder)
+    build_bundle(model, features, folder / "whole", BuildOptions())
+    bundle = divide(folder / "whole", folder / "bundle")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    (folder / "cluster.toml").write_text(cluster_text(bundle, address, missing=missing))
+    started = Nodes(address, folder)
+    try:
+        for name in NAMES:
+            started.start(name)
+        yield started
+    finally:
+        started.stop()
