@@ -39,7 +39,8 @@ from runtime.actor import Context, Envelope
 from runtime.errors import StartError
 from runtime.mailbox import Mailbox
 from runtime.metrics import Metrics
-from transport.messages import LookupBatch, RowsPart
+from transport.errors import Overloaded, Unavailable
+from transport.messages import LookupBatch, RowsPart, SeedOrder, UpdateAck, UpdateBatch
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +205,9 @@ class RedisShard:
 
     def _serve(self, envelope: Envelope, lookups: trio.Nursery) -> None:
         message = envelope.message
-        if not isinstance(message, LookupBatch):
+        if isinstance(message, UpdateBatch | SeedOrder):
+            self._refuse_update(message)
+        elif not isinstance(message, LookupBatch):
             answer_usual(envelope, self._metrics)
         elif envelope.received_at + message.budget_us * 1e-6 <= trio.current_time():
             self._metrics.count("expired")
@@ -215,6 +218,22 @@ class RedisShard:
         else:
             self._n_in_flight += 1
             lookups.start_soon(self._answer, message, envelope.received_at)
+
+    def _refuse_update(self, message: UpdateBatch | SeedOrder) -> None:
+        self._metrics.count("refused_updates")
+        ack = UpdateAck(
+            replica=self._context.name,
+            model=message.model,
+            version=message.version,
+            stream=0,
+            applied=0,
+            code="invalid",
+            message=f"tables of {self._context.name} lie in Redis: set their rows there",
+        )
+        try:
+            self._context.ref(message.updater).tell(ack)
+        except (Overloaded, Unavailable, KeyError) as error:
+            log.warning("%s: an update from %s: %s", self._context.name, message.updater, error)
 
     async def _answer(self, batch: LookupBatch, received_at: float) -> None:
         try:

@@ -31,7 +31,17 @@ from runtime.supervisor import sole
 from runtime.topology import Topology, all_in_one
 from tests import tiny
 from tests.redis_help import RedisProcess, needs_redis, redis_cluster, redis_server
-from transport.messages import LookupBatch, Message, Ping, Pong, RowsPart, StatsReply, StatsRequest
+from transport.messages import (
+    LookupBatch,
+    Message,
+    Ping,
+    Pong,
+    RowsPart,
+    StatsReply,
+    StatsRequest,
+    UpdateAck,
+    UpdateBatch,
+)
 
 pytestmark = needs_redis
 
@@ -323,6 +333,30 @@ async def test_a_slow_server_costs_a_lookup_its_budget_and_no_more(
         pong = await shard.ref.ask(Ping(request_id=5), budget=1)
         assert pong == Pong(request_id=5, status="ready")
         assert (await shard.look_up(shard.batch())).code == "ok"  # as soon as it goes on
+
+
+async def test_live_updates_are_refused(one: RedisProcess, tiny_bundle: Path) -> None:
+    async with running(tiny_bundle, url=one.url) as shard:
+        update = UpdateBatch(
+            updater="executor-0",
+            model="tiny",
+            version=shard.bundle.manifest.version,
+            table="items",
+            stream=1,
+            number=1,
+            previous=0,
+            newest=1,
+            age_us=0,
+            dtype="fp32",
+            keys=np.array([3]),
+            rows=np.zeros((1, 24), np.uint8),
+        )
+        shard.ref.tell(update)
+        with trio.fail_after(10):
+            ack = await shard.executor.receive.receive()
+        assert isinstance(ack, UpdateAck)
+        assert (ack.code, ack.applied) == ("invalid", 0)
+        assert "set their rows there" in ack.message
 
 
 async def test_a_batch_without_time_is_dropped(one: RedisProcess, tiny_bundle: Path) -> None:

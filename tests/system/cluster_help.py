@@ -20,6 +20,7 @@ from runtime.bench.procs import list_processes
 ROOT = Path(__file__).parents[2]
 START_S = 60.0
 STOP_S = 20.0
+EMBEDDING_SHARD: tuple[str, Mapping[str, Any]] = ("shard.EmbeddingShard", {})
 
 
 class NotReady(Exception):
@@ -77,6 +78,7 @@ def cluster_text(
     gateway: Mapping[str, Any] | None = None,
     executor: Mapping[str, Any] | None = None,
     apart: bool = False,
+    shard: tuple[str, Mapping[str, Any]] = EMBEDDING_SHARD,
 ) -> str:
     """Return a cluster file: one node with a gateway, shards, and an executor for each model.
 
@@ -87,12 +89,13 @@ def cluster_text(
         gateway: Options of the gateway.
         executor: Options of all executors.
         apart: Whether each actor gets a node of its own, of its name.
+        shard: The shards' class, in ``actors``, and their options.
     """
     shards = [f"shard-{k}" for k in range(n_shards)]
     lines = ["[cluster]", 'name = "test"', 'run_folder = "run"']
     actors: list[tuple[str, str, Mapping[str, Any]]] = [
         ("gateway", "gateway.Gateway", {"listen": address, **(gateway or {})}),
-        *((shard, "shard.EmbeddingShard", {}) for shard in shards),
+        *((each, *shard) for each in shards),
     ]
     for name, bundle in models.items():
         lines += [
@@ -118,6 +121,7 @@ def serving(
     gateway: Mapping[str, Any] | None = None,
     executor: Mapping[str, Any] | None = None,
     apart: bool = False,
+    shard: tuple[str, Mapping[str, Any]] = EMBEDDING_SHARD,
 ) -> Iterator[Node]:
     """Start ``python -m runtime.node``, wait until it is ready, and stop it at the end.
 
@@ -130,7 +134,13 @@ def serving(
     """
     address = f"tcp://127.0.0.1:{_free_port()}"
     text = cluster_text(
-        models, address, n_shards=n_shards, gateway=gateway, executor=executor, apart=apart
+        models,
+        address,
+        n_shards=n_shards,
+        gateway=gateway,
+        executor=executor,
+        apart=apart,
+        shard=shard,
     )
     file, out = folder / "cluster.toml", folder / "out.txt"
     file.write_text(text)
