@@ -83,6 +83,7 @@ class Bench:
         ]
         self.told: list[tuple[str, ScoresBatch]] = []
         self.late: list[PartsLate] = []
+        self.degraded = False
         self.dense = Adder(max_rows, n_lanes)
         self.engine = Engine(
             version="v",
@@ -135,6 +136,7 @@ class Bench:
                 part=0,
                 user=user,
                 candidate=rows[:, :2],
+                degraded=self.degraded,
             ),
             self.now,
         )
@@ -286,3 +288,39 @@ def test_times_of_each_stage_are_reported() -> None:
     assert told.join_us == 0
     assert told.queue_us == pytest.approx(4000, abs=1)
     assert told.compute_us == pytest.approx(1000, abs=1)
+
+
+def test_of_a_part_that_failed_the_gateway_is_told_and_another_answer_serves() -> None:
+    bench = Bench()
+    bench.sizes = {(1, 0): 2}
+    failed = RowsPart(
+        gateway="gateway",
+        seq=1,
+        version="v",
+        part=0,
+        attempt=3,
+        user=np.empty((0, 0), np.float32),
+        candidate=np.empty((0, 0), np.float32),
+        code="unavailable",
+        message="shard-0: no such model",
+    )
+    bench.engine.add(failed, bench.now)
+    [told] = bench.late
+    assert (told.seq, told.parts.tolist(), told.attempts.tolist()) == (1, [0], [3])
+    assert [ERROR_CODES[code] for code in told.codes] == ["unavailable"]
+    assert told.message == "shard-0: no such model"
+    want = bench.send(1, [2])
+    bench.run()
+    code, scores = bench.answers()[1, 0]
+    assert code == "ok"
+    np.testing.assert_array_equal(scores, want)
+
+
+def test_scores_of_default_rows_are_marked() -> None:
+    bench = Bench()
+    bench.degraded = True
+    bench.send(1, [2, 1])
+    bench.degraded = False
+    bench.send(2, [1])
+    bench.run()
+    assert [told.degraded.tolist() for _, told in bench.told] == [[1, 1], []]
