@@ -1,4 +1,4 @@
-"""``python -m kernels.bundle build|show|verify``: see ``--help`` of each."""
+"""``python -m kernels.bundle build|show|verify|plan|count``: see ``--help`` of each."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from kernels.bundle.recorded import read_cases, row_shapes
 from kernels.bundle.show import describe, executors_of
 from kernels.bundle.verify import verify
 from kernels.errors import KernelsError
+from kernels.placement.command import add_plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--atol", type=float, help="default: 1e-5, and 2e-3 for cuda")
     _add_inference(check)
     check.set_defaults(run=_verify)
+
+    add_plan(commands)
     return parser
 
 

@@ -5,7 +5,10 @@ any other, stretches of rows. A *group* is a logical shard: it holds *pieces*, e
 table's segments, and has one or more replicas, which are actors.
 
 Reading order: ``placement.py`` (the value), ``derive.py`` (the one that a manifest alone gives),
-``check.py`` (whether one fits a manifest), ``file.py`` (``placement.toml``).
+``check.py`` (whether one fits a manifest), ``file.py`` (``placement.toml``). Planning: ``skew.py``
+(keys by a power law), ``traffic.py`` and ``trace.py`` (what requests ask for), ``costs.py``,
+``planner.py`` with ``caches.py`` and ``divide.py``, ``report.py``, ``command.py``. For sizes that
+no test machine has: ``synthetic.py`` and ``simulate.py``.
 """
 
 from kernels.placement.check import check_placement
