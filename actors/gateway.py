@@ -422,6 +422,7 @@ class Gateway:
         model = self._versions.ready[request.model, request.version]
         self._metrics.count("answered_rows", request.n_rows)
         if degraded:
+            self._restorer.suspect()
             self._metrics.count("answered_degraded")
         request_id, route = request.request_id, request.route
         if isinstance(route, bytes):

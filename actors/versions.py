@@ -23,6 +23,7 @@ from kernels.errors import BundleError, DeviceLost, KernelsError
 from runtime.actor import Context, Envelope, Reply
 from runtime.deployed import Deployed
 from runtime.errors import NodeError
+from runtime.memory import give_back
 from runtime.supervisor import describe
 from transport.messages import ErrorReply
 from transport.versions import (
@@ -321,6 +322,8 @@ class Versions(Generic[T]):
         held, entry.held = entry.held, None
         if held is not None:
             await self._close_version(held)
+            del held
+            await trio.to_thread.run_sync(give_back)
 
     async def _keep(self, model: str, current: str, more: Mapping[str, Path]) -> None:
         """Write down what is held of a model, and ``more``."""

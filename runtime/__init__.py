@@ -14,6 +14,7 @@ Reading order:
 * ``service.py``: the actors inside somebody else's Python service.
 * ``admission.py``: how many requests are let in. ``window.py``, ``launch_time.py``: when a
   TensorBatch closes. ``lanes.py``: the threads that run it. ``metrics.py``: what is counted.
+  ``memory.py``: what is given back.
 * ``bench/``: ``python -m runtime.bench``.
 
 An actor's failure goes up: to its supervisor, which replaces the actor; when that is in vain, to
