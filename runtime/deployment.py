@@ -8,8 +8,8 @@ be kept, found and restarted, and could do no more.
 
 1. *Claim*: all actors of the model are asked what they hold, the gateways first. One that obeys
    another deployment says so, and this one ends. Versions that nobody uses are given back.
-2. *Load*: all load the bundle beside what they hold. If one cannot, all give it back, and nothing
-   has changed.
+2. *Load*: all load the bundle beside what they hold, on each machine one after the other, so that
+   most of its cores go on serving. If one cannot, all give it back, and nothing has changed.
 3. *Use*: once all have it, the gateways take it into use, each for the batches that follow. From
    the first of them on there is no way back, only forward: what fails is tried again for a while,
    and after that the cluster serves two versions, each request with one of them, until somebody
@@ -113,6 +113,9 @@ class Deployment:
             raise DeploymentFailed(f"there is no model {model!r}; there are {known}")
         self._gateways = topology.gateways
         self._others = tuple(dict.fromkeys((*spec.shards, *spec.executors)))
+        self._machines: dict[str, list[str]] = {}
+        for actor in self._all:
+            self._machines.setdefault(_machine(topology, actor), []).append(actor)
         self._ref = ref
         self._model = model
         self._bundle = bundle.resolve()
@@ -216,7 +219,7 @@ class Deployment:
         try:
             ready: set[str] = set()
             while len(ready) < len(self._all):
-                await self._each(self._all, self._load_at)
+                await self._each(self._machines, self._load_on)
                 # One that was restarted meanwhile may not have it.
                 ready = {
                     actor
@@ -228,6 +231,10 @@ class Deployment:
                 with trio.move_on_after(_FAREWELL_S, shield=True):
                     await self._each(self._all, self._take_back)
             raise
+
+    async def _load_on(self, machine: str) -> None:
+        for actor in self._machines[machine]:
+            await self._load_at(actor)
 
     async def _load_at(self, actor: str) -> None:
         said, pause = 0, _FIRST_POLL_S
@@ -339,3 +346,10 @@ class Deployment:
         if self._is_used:
             return "the new version is in use, perhaps not everywhere: deploy again to finish"
         return "nothing has changed"
+
+
+def _machine(topology: Topology, actor: str) -> str:
+    """Return what tells the machine of an actor from others: the host of its node's address."""
+    address = topology.address(topology.node_of(actor).name)
+    scheme, _, rest = address.partition("://")
+    return "" if scheme == "ipc" else rest.rpartition(":")[0]
