@@ -6,7 +6,7 @@ Updaters and shards derive the same from the bundle and the topology.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, cast
+from typing import cast
 
 import attrs
 import numpy as np
@@ -21,8 +21,6 @@ from kernels.store.partition import segment_of
 from kernels.store.rows import RowType, encode_rows
 from runtime.errors import StartError
 from runtime.topology import ModelSpec, Topology
-
-UPDATER: Final = "actors.updater.Updater"
 
 
 @attrs.frozen(eq=False)
@@ -124,12 +122,7 @@ def updater_of(topology: Topology, model: str) -> str | None:
     Raises:
         StartError: There are two.
     """
-    names = [
-        actor.name
-        for node in topology.nodes
-        for actor in node.actors
-        if actor.class_name == UPDATER and model in actor.options.get("models", [model])
-    ]
+    names = topology.updaters(model)
     if len(names) > 1:
         raise StartError(
             f"model {model}: {' and '.join(names)} are both its updater; the option `models` "

@@ -6,8 +6,9 @@ that must outlive it is written down by the actors themselves, and a deployment 
 behind is finished, or undone, by the next. A coordinator that were itself an actor would have to
 be kept, found and restarted, and could do no more.
 
-1. *Claim*: all actors of the model are asked what they hold, the gateways first. One that obeys
-   another deployment says so, and this one ends. Versions that nobody uses are given back.
+1. *Claim*: all actors of the model (gateways, shards, executors, its updater) are asked what they
+   hold, the gateways first. One that obeys another deployment says so, and this one ends. Versions
+   that nobody uses are given back.
 2. *Load*: all load the bundle beside what they hold, on each machine one after the other, so that
    most of its cores go on serving. If one cannot, all give it back, and nothing has changed.
 3. *Use*: once all have it, the gateways take it into use, each for the batches that follow. From
@@ -112,7 +113,8 @@ class Deployment:
             known = ", ".join(sorted(topology.models)) or "none"
             raise DeploymentFailed(f"there is no model {model!r}; there are {known}")
         self._gateways = topology.gateways
-        self._others = tuple(dict.fromkeys((*spec.shards, *spec.executors)))
+        self._holders = tuple(dict.fromkeys((*spec.shards, *spec.executors)))
+        self._updaters = topology.updaters(model)
         self._machines: dict[str, list[str]] = {}
         for actor in self._all:
             self._machines.setdefault(_machine(topology, actor), []).append(actor)
@@ -154,7 +156,7 @@ class Deployment:
 
     @property
     def _all(self) -> tuple[str, ...]:
-        return (*self._gateways, *self._others)
+        return (*self._gateways, *self._holders, *self._updaters)
 
     async def _deploy(self) -> Outcome:
         states = await self._claim()
@@ -173,7 +175,7 @@ class Deployment:
         self._say(f"version {self._version[:12]} is taken into use")
         self._is_used = True
         await self._each(self._gateways, self._use)
-        await self._each(self._others, self._use)
+        await self._each((*self._holders, *self._updaters), self._use)
         for version in sorted((used | held_first) - {self._version}):
             self._say(f"version {version[:12]} is given back when nothing of it is in flight")
             await self._drop(version)
@@ -203,7 +205,7 @@ class Deployment:
 
         for gateway in self._gateways:  # in one order, so that of two deployments one is the first
             await claim(gateway)
-        await self._each(self._others, claim)
+        await self._each((*self._holders, *self._updaters), claim)
         return states
 
     def _check_origin(self, states: dict[str, VersionState]) -> None:
@@ -276,8 +278,8 @@ class Deployment:
                 await trio.sleep(pause)
                 pause = min(2 * pause, _POLL_S)
 
-        await self._each(self._gateways, drop)
-        await self._each(self._others, drop)
+        for actors in (self._gateways, self._updaters, self._holders):
+            await self._each(actors, drop)
 
     async def _take_back(self, actor: str) -> None:
         with suppress(RequestError):

@@ -11,7 +11,7 @@ import getpass
 import hashlib
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -167,6 +167,15 @@ class Topology:
             if actor.class_name == GATEWAY or actor.name == "gateway"
         )
 
+    def updaters(self, model: str) -> tuple[str, ...]:
+        """The actors that take a model's updates: all models', unless their options name some."""
+        return tuple(
+            actor.name
+            for node in self.nodes
+            for actor in node.actors
+            if actor.class_name == UPDATER and _concerns(actor.options.get("models"), model)
+        )
+
     @cached_property
     def _nodes(self) -> dict[str, NodeSpec]:
         return {node.name: node for node in self.nodes}
@@ -272,6 +281,7 @@ def spread(
 GATEWAY: Final = "actors.gateway.Gateway"
 SHARD: Final = "actors.shard.EmbeddingShard"
 EXECUTOR: Final = "actors.executor.Executor"
+UPDATER: Final = "actors.updater.Updater"
 
 
 def _gateway(listen: str | None, options: Mapping[str, Any] | None) -> ActorSpec:
@@ -316,6 +326,11 @@ def _check_name(table: str, key: str, name: str) -> None:
     if not _NAME.fullmatch(name):
         problem = f"{name!r} is no name: want up to 40 letters, digits, '_', '-' and '.'"
         raise TopologyError(table, key, problem)
+
+
+def _concerns(models: str | Sequence[str] | None, model: str) -> bool:
+    """Return whether an option that names models, one or several or all, means this one."""
+    return not models or model in ([models] if isinstance(models, str) else models)
 
 
 def _check_actors(table: str, key: str, names: tuple[str, ...], homes: Mapping[str, str]) -> None:

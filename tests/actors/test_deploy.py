@@ -8,6 +8,8 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
+import numpy as np
 import pytest
 import trio
 import trio.testing
@@ -15,12 +17,14 @@ import trio.testing
 from actors.gateway import Gateway
 from actors.scatter import ModelFront
 from kernels.bundle.build import BuildOptions, build_bundle
+from kernels.bundle.load import load_bundle
 from runtime.errors import DeploymentFailed
 from runtime.service import BlockingService, Service
-from runtime.topology import all_in_one
+from runtime.topology import UPDATER, ActorSpec, NodeSpec, all_in_one
 from tests import tiny
 from tests.swaps import SEEDS, asked, build, seed_of, version
 from transport.exchange import Scores
+from transport.messages import UpdateReply, UpdateRequest
 
 
 @pytest.fixture(scope="session")
@@ -166,3 +170,38 @@ def test_a_blocking_service_deploys_too(bundles: list[Path]) -> None:
         with pytest.raises(DeploymentFailed, match="not a bundle"):
             service.deploy(bundles[1].parent)
     assert "executor-0: loaded" in lines
+
+
+async def test_updates_go_on_with_the_version_that_is_deployed(
+    bundles: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = all_in_one(bundles[0], model="m")
+    updater = ActorSpec(name="updater", class_name=UPDATER, options={"fsync": "never"})
+    node = NodeSpec(name="node", actors=(*one.nodes[0].actors, updater))
+    topology = attrs.evolve(one, nodes=(node,), run_folder=tmp_path)
+    [table] = [each for each in load_bundle(bundles[1]).manifest.tables if each.dim == 6]
+    rows = np.full((tiny.N_ITEMS, 6), 0.5, np.float32)
+
+    async with Service.open(topology) as service:
+
+        async def update(keys: int) -> UpdateReply:
+            question = UpdateRequest(
+                request_id=1,
+                model="m",
+                table=table.name,
+                keys=np.arange(keys),
+                rows=rows[:keys],
+            )
+            reply = await service._host.ref("updater").ask(question, budget=5)
+            assert isinstance(reply, UpdateReply)
+            return reply
+
+        await service.deploy(bundles[1])
+        assert seed_of(2, await score(service, 2)) == SEEDS[1]
+        reply = await update(tiny.N_ITEMS)
+        with trio.fail_after(5):
+            while (await update(0)).applied < reply.number:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        of_seed = tiny.weights
+        monkeypatch.setattr(tiny, "weights", lambda seed=20: of_seed(seed) | {"items": rows})
+        assert seed_of(2, await score(service, 2)) == SEEDS[1]

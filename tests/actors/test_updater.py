@@ -10,11 +10,11 @@ import trio
 import zmq
 from trio.testing import MockClock
 
-from actors.update_routes import UPDATER, updater_of
+from actors.update_routes import updater_of
 from kernels.bundle.load import load_bundle
 from kernels.placement import CachedTable, Piece, Placement, write_placement
 from runtime.errors import StartError
-from runtime.topology import ActorSpec, NodeSpec
+from runtime.topology import UPDATER, ActorSpec, NodeSpec
 from tests.actors.update_help import running, topology, update
 from transport.codec import Packet, decode, encode
 from transport.errors import InvalidRequest

@@ -14,7 +14,7 @@ import trio
 from numpy.typing import NDArray
 
 from actors.update_gate import Gate
-from actors.update_routes import UPDATER, Routes
+from actors.update_routes import Routes
 from actors.update_shard import UPDATE_QUESTIONS, ShardUpdates, UpdateOptions
 from actors.updater import Updater
 from actors.usual import answer_usual
@@ -24,7 +24,7 @@ from runtime.actor import Context
 from runtime.host import Host
 from runtime.mailbox import Mailbox
 from runtime.metrics import Metrics
-from runtime.topology import ActorSpec, ModelSpec, NodeSpec, Topology
+from runtime.topology import UPDATER, ActorSpec, ModelSpec, NodeSpec, Topology
 from transport.messages import (
     RowsChanged,
     StatsReply,
