@@ -55,8 +55,14 @@ class Intake:
         self._metrics = metrics
         self._max_unapplied_bytes = max_unapplied_bytes
 
-    async def accept(self, arrivals: Sequence[Arrival]) -> None:
-        """Keep updates, with one fsync for all of a model, and answer them."""
+    async def accept(self, arrivals: Sequence[Arrival], *, gaps: bool = False) -> None:
+        """Keep updates, with one fsync for all of a model, and answer them.
+
+        Args:
+            arrivals: In their order.
+            gaps: Take what follows a gap in a source's positions; else it is refused, as what is
+                before it may yet come, and would then count as taken.
+        """
         by_model: dict[str, list[Arrival]] = {}
         for arrival in arrivals:
             if arrival.request.model in self._versions.current:
@@ -67,9 +73,9 @@ class Intake:
                 self._refuse(arrival, "invalid", problem, "model")
         for model, of_model in by_model.items():
             async with self.appending:
-                await self._append(model, of_model)
+                await self._append(model, of_model, gaps)
 
-    async def _append(self, model: str, arrivals: Sequence[Arrival]) -> None:
+    async def _append(self, model: str, arrivals: Sequence[Arrival], gaps: bool) -> None:
         fed = self._versions.of(model)
         now, at_us = trio.current_time(), time.time_ns() // 1000
         positions = dict(fed.stream.positions)
@@ -83,8 +89,13 @@ class Intake:
                 if problem is not None:
                     self._refuse(arrival, "invalid", f"{problem[0]}: {problem[1]}", problem[0])
                     continue
-                if request.position and request.position <= positions.get(request.source, 0):
+                stands = positions.get(request.source, 0)
+                if 0 < request.position <= stands:
                     self._metrics.count("repeated")
+                elif request.position > stands + 1 and not gaps:
+                    text = f"position {request.position} follows {stands}, where the source stands"
+                    self._refuse(arrival, "unavailable", text)
+                    continue
                 elif room < 0:
                     limit = self._max_unapplied_bytes
                     text = f"replicas have yet to apply {limit} bytes, as many as may wait"

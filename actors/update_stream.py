@@ -24,6 +24,8 @@ from kernels.store.log import ROTATE_BYTES, Fsync, Log
 # What is kept in memory, for those who are at most that far behind: else it comes from the log.
 _RECENT_BYTES: Final = 64 << 20
 _RECENT_MOST: Final = 4096
+# Sources whose positions are remembered; of more, those that published last.
+_SOURCES_MOST: Final = 4096
 
 
 @attrs.frozen(eq=False)
@@ -216,8 +218,10 @@ class UpdateStream:
 
     def _see(self, change: Change) -> None:
         if change.position:
-            last = self.positions.get(change.source, 0)
-            self.positions[change.source] = max(last, change.position)
+            last = self.positions.pop(change.source, 0)
+            self.positions[change.source] = max(last, change.position)  # the youngest comes last
+            if len(self.positions) > _SOURCES_MOST:
+                del self.positions[next(iter(self.positions))]
 
     def _parts(self, change: Change) -> dict[int, Change]:
         return self.routes.split(change) if self.routes.fits(change) else {}

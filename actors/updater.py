@@ -231,7 +231,7 @@ class Updater:
                     else:
                         self._unheard(address, f"publishes {type(message).__name__}")
                 while arrivals:
-                    await self._intake.accept([Arrival(*each) for each in arrivals])
+                    await self._intake.accept([Arrival(*each) for each in arrivals], gaps=True)
                     for _, outcome in arrivals:
                         if isinstance(outcome.message, ErrorReply) and not outcome.is_for_later:
                             self._unheard(address, outcome.message.message)

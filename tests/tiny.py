@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,22 @@ def write_model(folder: Path, seed: int = 20) -> tuple[Path, Path]:
     return folder / "tiny.onnx", folder / "features.toml"
 
 
-def click(user: dict[str, Any], candidates: dict[str, Any], seed: int = 20) -> NDArray[np.float64]:
-    """Score one user's candidates in float64, from ids: float64 ``[n]``."""
-    w = {name: value.astype(np.float64) for name, value in weights(seed).items()}
+def click(
+    user: dict[str, Any],
+    candidates: dict[str, Any],
+    seed: int = 20,
+    changed: Mapping[str, NDArray[np.float32]] | None = None,
+) -> NDArray[np.float64]:
+    """Score one user's candidates in float64, from ids: float64 ``[n]``.
+
+    Args:
+        user: Features of the user.
+        candidates: Those of candidates, as columns.
+        seed: Of ``weights``.
+        changed: Tables that are not as ``weights`` has them.
+    """
+    now = {**weights(seed), **(changed or {})}
+    w = {name: value.astype(np.float64) for name, value in now.items()}
     history = [*user["history"], *([0] * HISTORY)][:HISTORY]
     one = np.concatenate([w["users"][user["user_id"]], w["items"][history].mean(axis=0)])
     items = np.asarray(candidates["item_id"])

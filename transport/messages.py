@@ -254,8 +254,9 @@ class UpdateRequest:
     Attributes:
         request_id: Chosen by the client, echoed in the reply; any uint64.
         source: Who publishes, if it wants to go on where it stood: any name, or ``""``.
-        position: Where in what the source publishes, counting up. An update at or before the
-            source's last position is answered, and has no effect. 0 for none.
+        position: Where in what the source publishes, counting from 1 without a gap. An update at
+            or before the source's last position is answered, and has no effect; one that follows a
+            gap is refused as ``unavailable``, until what is missing has come. 0 for none.
         keys: int64 ``[n]``: row numbers of a dense table. Of a key that is there twice the last
             row counts.
         rows: float32 ``[n, dim]``; NaN is taken as it is.

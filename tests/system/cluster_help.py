@@ -132,7 +132,7 @@ def serving(
     Raises:
         NotReady: It ended, one of its actors died, or it took more than ``START_S``.
     """
-    address = f"tcp://127.0.0.1:{_free_port()}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     text = cluster_text(
         models,
         address,
@@ -178,7 +178,8 @@ def _wait_ready(node: Node) -> None:
         time.sleep(0.02)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
