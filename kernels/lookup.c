@@ -65,25 +65,22 @@ static int64_t stage_plain(const batch *b, unit *u) {
     return outside ? OUTSIDE_TABLE : FOUND;
 }
 
-/* Find the rows of any table; the first id that has none is put in *bad. */
-static int64_t stage_any(const batch *b, unit *u, int64_t *bad) {
+/* Find the rows of any table. Returns as `locate`. */
+static int64_t stage_any(const batch *b, unit *u) {
     for (int64_t k = 0; k < u->n_ids; k++) {
         const int64_t *ids = b->ids + (u->l->first_id + u->position + k) * b->n + u->row;
         for (int64_t r = 0; r < u->n_rows; r++) u->ids[r * u->n_ids + k] = ids[r];
     }
-    int64_t at;
-    const int64_t result = locate(u->l->table, u->ids, u->n_rows * u->n_ids, u->rows, &at);
-    if (result != FOUND) *bad = u->ids[at];
-    return result;
+    int64_t bad;
+    return locate(u->l->table, u->ids, u->n_rows * u->n_ids, u->rows, &bad);
 }
 
-/* Fill in `rows` and `weights`. Returns as `locate`. */
-static int64_t stage(const batch *b, unit *u, int64_t *bad) {
+/* Fill in `rows` and `weights`. Returns 0 if an id has no row. */
+static int stage(const batch *b, unit *u) {
     const lookup *l = u->l;
     const table *t = l->table;
     const int plain = t->segment_rows && t->n_segments == 1 && t->segments->rows && !t->changes;
-    const int64_t result = plain ? stage_plain(b, u) : stage_any(b, u, bad);
-    if (result != FOUND) return result;
+    if ((plain ? stage_plain(b, u) : stage_any(b, u)) != FOUND) return 0;
     int64_t n = u->n_rows * u->n_ids;
     for (int64_t i = n; i < n + AHEAD; i++) u->rows[i] = u->rows[n - 1];
     if (l->pooling == WEIGHTED_SUM || l->pooling == WEIGHTED_MAX)
@@ -91,7 +88,7 @@ static int64_t stage(const batch *b, unit *u, int64_t *bad) {
             const float *weights = b->weights + (l->first_weight + k) * b->n + u->row;
             for (int64_t r = 0; r < u->n_rows; r++) u->weights[r * u->n_ids + k] = weights[r];
         }
-    return FOUND;
+    return 1;
 }
 
 #define PREFETCH(row, D)                                                                           \
@@ -192,7 +189,7 @@ static void pool(const batch *b, const unit *u) {
 
 /* One lookup is done after the other: going through the rows in tiles gains 5 % where tables are
    small, and loses 30 % where they are large and no longer stay in the caches. */
-static int64_t look_up(const batch *b, const lookup *l, unit *u, int64_t *bad) {
+static int look_up(const batch *b, const lookup *l, unit *u) {
     u->l = l;
     u->n_ids = l->pooling == COPY ? 1 : l->n_ids;
     int64_t most = UNIT_BYTES / l->table->row_bytes;
@@ -201,20 +198,19 @@ static int64_t look_up(const batch *b, const lookup *l, unit *u, int64_t *bad) {
     for (u->position = 0; u->position < l->n_ids; u->position += u->n_ids)
         for (u->row = 0; u->row < b->n; u->row += u->n_rows) {
             u->n_rows = b->n - u->row < most ? b->n - u->row : most;
-            const int64_t result = stage(b, u, bad);
-            if (result != FOUND) return result;
+            if (!stage(b, u)) return 0;
             pool(b, u);
         }
-    return FOUND;
+    return 1;
 }
 
 /* Look up rows [0, n) of all lookups.
 
-   Returns DONE, or NO_MEMORY, or the index of a lookup that has an id without a row: bad[0] says what
-   is wrong, as `locate` does, and bad[1] is the id, except where it is outside a dense table. `out` is
-   half written then, and nothing outside any table was read. */
+   Returns DONE, or NO_MEMORY, or the index of a lookup that has an id without a row (outside a dense
+   table, in a segment that is not open, in a damaged index): `out` is half written then, and nothing
+   outside any table was read. */
 int64_t tb_lookup(const lookup *lookups, int64_t n_lookups, const int64_t *ids,
-                  const float *weights, int64_t n, float *out, int64_t out_stride, int64_t *bad) {
+                  const float *weights, int64_t n, float *out, int64_t out_stride) {
     const batch b = {ids, weights, n, out, out_stride};
     int64_t most_ids = UNIT_IDS;
     for (int64_t i = 0; i < n_lookups; i++)
@@ -226,7 +222,7 @@ int64_t tb_lookup(const lookup *lookups, int64_t n_lookups, const int64_t *ids,
     u.ids = (int64_t *)(u.rows + most_ids + AHEAD);
     u.weights = (float *)(u.ids + most_ids);
     int64_t i = 0;
-    while (i < n_lookups && (bad[0] = look_up(&b, lookups + i, &u, bad + 1)) == FOUND) i++;
+    while (i < n_lookups && look_up(&b, lookups + i, &u)) i++;
     free(u.rows);
     return i == n_lookups ? DONE : i;
 }

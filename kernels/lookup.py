@@ -34,13 +34,12 @@ typedef struct {
     uintptr_t table; int64_t first_id, n_ids, first_weight, offset, pooling; float divisor;
 } lookup;
 int64_t tb_lookup(const lookup *lookups, int64_t n_lookups, const int64_t *ids,
-                  const float *weights, int64_t n, float *out, int64_t out_stride, int64_t *bad);
+                  const float *weights, int64_t n, float *out, int64_t out_stride);
 """
 _INT64: Final = np.dtype(np.int64)
 _FLOAT32: Final = np.dtype(np.float32)
 _DONE: Final = -1
 _NO_MEMORY: Final = -2
-_OUTSIDE: Final = -2
 _COPY, _SUM, _WEIGHTED_SUM, _MAX, _WEIGHTED_MAX = range(5)
 
 
@@ -112,7 +111,6 @@ class PooledLookup:
 
     def _run_native(self, native: Native, ids: I64, weights: F32, out: F32) -> None:
         ffi = native.ffi
-        bad = ffi.new("int64_t[2]")
         done = native.lib.tb_lookup(
             self._descriptors,
             len(self._tables),
@@ -124,15 +122,15 @@ class PooledLookup:
             if out.flags.c_contiguous
             else ffi.cast("float *", _address(out)),
             out.strides[0] // 4,
-            bad,
         )
         if done == _NO_MEMORY:
             raise MemoryError("pooled lookup")
         if done != _DONE:
             lookup, table = self.layout.lookups[done], self._tables[done]
-            if bad[0] == _OUTSIDE:
-                _raise_outside(lookup, table, ids)
-            raise table.problem(bad[0], bad[1])
+            bags = ids[lookup.first_id : lookup.first_id + lookup.n_ids]
+            _check_inside(lookup, table, bags)
+            table.find(bags.ravel())  # which says what is wrong
+            raise AssertionError(f"{lookup.tensor}: C found no row where there is one")
 
 
 def implementation() -> str:
@@ -208,9 +206,7 @@ def _descriptor(lookup: Lookup, table: StoredTable) -> dict[str, float]:
 
 def _numpy_lookup(lookup: Lookup, table: StoredTable, ids: I64, weights: F32, out: F32) -> None:
     bags = ids[lookup.first_id : lookup.first_id + lookup.n_ids]
-    header = table.header
-    if not header.keyed and bags.size and (bags.min() < 0 or bags.max() >= header.rows):
-        _raise_outside(lookup, table, ids)
+    _check_inside(lookup, table, bags)
     to = out[:, lookup.offset : lookup.offset + lookup.width]
     if lookup.pooling == "none":
         to[...] = table.fetch(bags.T.ravel()).reshape(to.shape)
@@ -230,10 +226,14 @@ def _numpy_lookup(lookup: Lookup, table: StoredTable, ids: I64, weights: F32, ou
         to /= np.float32(lookup.n_ids)
 
 
-def _raise_outside(lookup: Lookup, table: StoredTable, ids: I64) -> None:
-    bags = ids[lookup.first_id : lookup.first_id + lookup.n_ids]
-    k, row = np.argwhere((bags < 0) | (bags >= table.header.rows))[0]
-    raise LookupFailed(
-        f"{lookup.side} lookup {lookup.tensor}: id {bags[k, row]} at row {row} "
-        f"is outside table {lookup.table} of {table.header.rows} rows"
-    )
+def _check_inside(lookup: Lookup, table: StoredTable, bags: I64) -> None:
+    """Check the ids of a lookup where they are row numbers, in order of position and row."""
+    if table.header.keyed:
+        return
+    bad = np.argwhere((bags < 0) | (bags >= table.header.rows))
+    if len(bad):
+        k, row = bad[0]
+        raise LookupFailed(
+            f"{lookup.side} lookup {lookup.tensor}: id {bags[k, row]} at row {row} "
+            f"is outside table {lookup.table} of {table.header.rows} rows"
+        )

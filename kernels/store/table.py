@@ -32,6 +32,7 @@ U8 = NDArray[np.uint8]
 FOUND: Final = -1
 _OUTSIDE: Final = -2
 _NOT_OPEN: Final = -3
+_DAMAGED: Final = -4
 # Read ahead, and then touched, in pieces of so many bytes.
 _WARM_BYTES: Final = 16 << 20
 _PAGE_BYTES: Final = 4096
@@ -322,8 +323,13 @@ class StoredTable:
             if segment not in self.segments:
                 raise self.problem(_NOT_OPEN, int(keys[at[0]]))
             if self.header.keyed:
-                homes = self.header.segments[segment].home_buckets
-                found = find_in_index(self._buckets[segment], homes, keys[at])
+                part = self.header.segments[segment]
+                try:
+                    found = find_in_index(self._buckets[segment], part.home_buckets, keys[at])
+                except IndexError:
+                    raise self.problem(_DAMAGED, int(keys[at[0]])) from None
+                if len(bad := np.flatnonzero(found >= part.rows)):
+                    raise self.problem(_DAMAGED, int(keys[at[bad[0]]]))
                 positions[at] = np.where(found < 0, -1, found + self._first_rows[segment])
             else:
                 positions[at] = keys[at]

@@ -232,8 +232,10 @@ def test_a_damaged_file_is_an_error_that_names_it(kind: str, tmp_path: Path) -> 
         check_table(tmp_path)
 
 
-@needs_c
-def test_no_index_however_damaged_is_followed_out_of_its_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("native", BOTH)
+def test_no_index_however_damaged_is_followed_out_of_its_files(
+    native: bool, tmp_path: Path
+) -> None:
     keys = np.arange(300)
     keyed_table(tmp_path, keys, n_segments=2)
     header = read_header(tmp_path)
@@ -241,7 +243,7 @@ def test_no_index_however_damaged_is_followed_out_of_its_files(tmp_path: Path) -
     for i in range(2):
         file = tmp_path / header.index_file(i)
         file.write_bytes(rng.bytes(file.stat().st_size))
-    table = StoredTable.open(tmp_path)
+    table = StoredTable.open(tmp_path, native=native)
     with pytest.raises(StoreError, match=r"index is damaged: it sends key \d+ to a row that is"):
         table.fetch(keys)
     with pytest.raises(StoreError, match="index is damaged"):
