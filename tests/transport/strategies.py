@@ -223,7 +223,7 @@ version_messages: list[st.SearchStrategy[Any]] = [
     ),
 ]
 
-messages: st.SearchStrategy[m.Message] = st.one_of(
+EACH: tuple[st.SearchStrategy[Any], ...] = (
     score_requests(),
     score_replies(),
     batches(),
@@ -278,5 +278,7 @@ messages: st.SearchStrategy[m.Message] = st.one_of(
     st.builds(m.StatsReply, request_id=u64, stats=text),
     *version_messages,
 )
+"""Of each class of messages."""
 
+messages: st.SearchStrategy[m.Message] = st.one_of(*EACH)
 packets = st.builds(Packet, to=text, ask_id=u64, message=messages)
