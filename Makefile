@@ -1,8 +1,10 @@
 # make demo   a recommender, end to end, on this machine
 # make test   the test suite
 # make lint   ruff and mypy
-# Each makes its own virtual environment; PYTHON names the interpreter it is made with.
+# Each makes its own virtual environment; PYTHON names the interpreter it is made with. Tests run in
+# PROCESSES at once, one a core unless told; what each takes of an imbalance, the other takes over.
 PYTHON ?= python3
+PROCESSES ?= auto
 
 .PHONY: demo test lint clean
 
@@ -10,7 +12,7 @@ demo: .venv-demo/ready
 	.venv-demo/bin/python -m examples.demo
 
 test: .venv-test/ready
-	.venv-test/bin/python -m pytest
+	.venv-test/bin/python -m pytest -n $(PROCESSES) --dist worksteal
 
 lint: .venv-test/ready
 	.venv-test/bin/ruff format --check .

@@ -268,22 +268,32 @@ def build(model: Model, path: Path) -> Built | Result:
     """Build a model's bundle at ``path``; what went wrong is told by the result."""
     start = time.perf_counter()
     try:
-        cases = read_cases(model.io)
-        options = BuildOptions(infer=True, shapes=row_shapes(cases))
-        manifest = build_bundle(model.file, None, path, options)
-        features = load_spec(load_bundle(path).spec_path, tables=False).features
+        options = BuildOptions(infer=True, shapes=row_shapes(read_cases(model.io)))
+        build_bundle(model.file, None, path, options)
+        built = open_built(model, path)
     except Exception as error:  # a model's failure is reported, and the others run
         seconds = time.perf_counter() - start
         return Result(name=model.name, seconds=seconds, problem=_describe(error))
-    result = Result(
-        name=model.name,
-        tables_cut=len(manifest.tables),
-        kept=manifest.kept,
-        cases=len(cases),
-        seconds=time.perf_counter() - start,
-    )
+    seconds = time.perf_counter() - start
+    return attrs.evolve(built, result=attrs.evolve(built.result, seconds=seconds))
+
+
+def open_built(model: Model, path: Path) -> Built:
+    """Open a model's bundle that was built at ``path`` before."""
+    bundle, cases = load_bundle(path), read_cases(model.io)
+    manifest = bundle.manifest
     return Built(
-        model=model, path=path, manifest=manifest, features=features, cases=cases, result=result
+        model=model,
+        path=path,
+        manifest=manifest,
+        features=load_spec(bundle.spec_path, tables=False).features,
+        cases=cases,
+        result=Result(
+            name=model.name,
+            tables_cut=len(manifest.tables),
+            kept=manifest.kept,
+            cases=len(cases),
+        ),
     )
 
 

@@ -138,11 +138,3 @@ def test_a_model_of_each_kind_equals_its_recorded_outputs(name: str) -> None:
     (result,) = zoo.check([model], zoo.in_process)
     assert result.ok, result.problem or result.left
     assert set(result.max_abs) == {1, 37}
-
-
-@needs_zoo
-@pytest.mark.slow
-def test_every_model_of_the_zoo_equals_its_recorded_outputs(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert zoo.main(["--in-process"]) == 0, capsys.readouterr().out
