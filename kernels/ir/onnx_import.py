@@ -27,6 +27,7 @@ import onnx
 from kernels.errors import GraphError
 from kernels.graph import model as source
 from kernels.graph.fold import simplify
+from kernels.ir.check import check
 from kernels.ir.node import DType, Graph, Lead, Node, Op, input_node
 from kernels.ir.onnx_axes import with_rows
 from kernels.ir.onnx_call import Call, Handler, Result
@@ -68,7 +69,7 @@ _ON_SIZES: Final[Mapping[str, Callable[..., Any]]] = {
 
 
 def import_dense(model: bytes | Path, name: str) -> Graph:
-    """Import a dense graph.
+    """Import a dense graph, and check it.
 
     Args:
         model: The serialised model, or its file.
@@ -88,7 +89,9 @@ def import_dense(model: bytes | Path, name: str) -> Graph:
             values[port.name] = Value(node, View(2, 0, node.lead))
     for each in graph.nodes:
         _import_node(graph, each, values)
-    return Graph(name, inputs, _scores(name, values.get(SCORES)))
+    imported = Graph(name, inputs, _scores(name, values.get(SCORES)))
+    check(imported)
+    return imported
 
 
 def _load(model: bytes | Path, name: str) -> source.Graph:

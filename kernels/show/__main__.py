@@ -18,7 +18,9 @@ from kernels.errors import GraphError, KernelsError
 from kernels.gpu.buckets import bucket_of
 from kernels.ir.node import Graph
 from kernels.ir.onnx_import import import_dense
+from kernels.ir.reference import flops
 from kernels.nvrtc import Cache, Cubin, default_folder, unit_of
+from kernels.passes import optimise
 from kernels.program import TARGETS, Bucket, Precision, Source
 from kernels.show.graphs import passes_lines
 from kernels.show.picture import draw
@@ -122,12 +124,19 @@ def _show(options: argparse.Namespace) -> None:
         target,
         Bound(options.tb_per_s * 1e12, options.tflops * 1e12),
         None if options.no_compile else compiled,
+        _flops_each_row(graph) * bucket.rows,
     )
     sys.stdout.write(describe(plan))
     folder = options.bundle.resolve()
     picture = options.picture or folder.with_name(f"{folder.name}-plan-{rows}.svg")
     picture.write_text(draw(plan), encoding="utf-8")
     sys.stdout.write(f"\npicture   {picture}\n")
+
+
+def _flops_each_row(graph: Graph) -> int:
+    """Return what a row takes where nothing is shared with the rows of its request."""
+    work = flops(optimise(graph, user_once=False))
+    return work.row + work.request
 
 
 def _imported(dense: bytes, model: str) -> Graph:

@@ -64,6 +64,7 @@ class Plan:
     """All that is shown.
 
     Attributes:
+        flops_each_row: Of a batch, if what depends on the user alone were done for each row.
         source_bytes: CUDA text of all modules.
     """
 
@@ -72,6 +73,7 @@ class Plan:
     target: Target
     bound: Bound
     stages: tuple[Stage, ...]
+    flops_each_row: int
 
     @property
     def source_bytes(self) -> int:
@@ -85,6 +87,7 @@ def plan_of(
     target: Target,
     bound: Bound,
     compile_source: Callable[[Source], Cubin] | None,
+    flops_each_row: int,
 ) -> Plan:
     """Put a plan together.
 
@@ -94,6 +97,7 @@ def plan_of(
         target: What for.
         bound: What to compare with.
         compile_source: Makes cubins, which tell registers and spills; None for neither.
+        flops_each_row: See ``Plan``.
 
     Raises:
         KernelsError: A source does not compile.
@@ -111,4 +115,4 @@ def plan_of(
                 problems=() if cubin is None else cubin.problems,
             )
         )
-    return Plan(model, program, target, bound, tuple(stages))
+    return Plan(model, program, target, bound, tuple(stages), flops_each_row)

@@ -33,6 +33,11 @@ def _lines(plan: Plan) -> Iterator[str]:
         f"{program.scratch_bytes:,} of scratch"
     )
     yield f"bound     {_bound(plan, program.bytes_moved, program.flops)}"
+    if program.user_width:
+        yield (
+            f"user side {program.flops:,} FLOPs; {plan.flops_each_row:,} if it were computed for "
+            f"each row: {program.flops / max(plan.flops_each_row, 1):.2f}"
+        )
     yield f"padding   {_padding(plan)}"
     for index, stage in enumerate(plan.stages):
         yield ""

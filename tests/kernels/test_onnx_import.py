@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import attrs
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -16,8 +17,11 @@ from numpy.typing import NDArray
 from kernels.bundle.build import gpu_support
 from kernels.bundle.load import load_bundle
 from kernels.errors import GraphError
-from kernels.ir.node import Lead, Op
+from kernels.ir import onnx_import
+from kernels.ir.node import Lead, Node, Op
+from kernels.ir.onnx_call import Call
 from kernels.ir.onnx_import import import_dense
+from kernels.ir.onnx_value import Value
 from kernels.ir.reference import evaluate
 from tests import zoo, zoo_rows
 from tests.kernels import peer_models
@@ -319,6 +323,18 @@ def test_what_is_outside_is_refused_by_operator_node_and_model(body: str) -> Non
         import_dense(model.SerializeToString(), "film")
     assert str(caught.value).startswith("film: ")
     assert REFUSED[body] in str(caught.value)
+
+
+def test_what_an_operator_makes_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flattened(call: Call) -> Value:
+        [made] = call.inputs
+        assert isinstance(made, Value)
+        return attrs.evolve(made, node=Node(Op.ABS, (made.node,), (Lead.ROWS, 1), name="odd"))
+
+    monkeypatch.setattr(onnx_import, "HANDLERS", {**onnx_import.HANDLERS, "Abs": flattened})
+    model = dense_text("scores = Abs(candidate)", {})
+    with pytest.raises(GraphError, match=r"film: abs 'odd': says that it is \[rows, 1\] of float"):
+        import_dense(model.SerializeToString(), "film")
 
 
 def test_no_onnx_and_no_dense_graph_are_refused(tmp_path: Any) -> None:  # noqa: ANN401

@@ -84,6 +84,10 @@ def test_the_example_is_planned(
     printed = capsys.readouterr().out
     assert "tile of 256 requests" in printed, "the user's side comes first"
     assert "tile of 512 rows" in printed
+    work = re.search(r"user side ([\d,]+) FLOPs; ([\d,]+) if .* each row: (0\.\d+)", printed)
+    assert work is not None
+    once, each_row = (int(number.replace(",", "")) for number in work.groups()[:2])
+    assert float(work[3]) == pytest.approx(once / each_row, abs=0.01)
     launches = int(re.search(r"launches  (\d+),", printed)[1])  # type: ignore[index]
     root = ElementTree.parse(picture).getroot()
     arrows = [each.get("class") for each in root.iter(f"{SVG}path")]
