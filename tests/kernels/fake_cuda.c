@@ -1,7 +1,7 @@
 // A stand-in for libcuda.so.1, under the real cuda.bindings: the card's memory is the host's, a
 // stream runs what is queued at once, a cubin is the path of a shared object and its kernels are C
-// functions of it: int kernel(void** parameters). Kernels of a real cubin do nothing. What tests
-// look at and bring about: fake_*.
+// functions of it: int kernel(void** parameters). Kernels of a real cubin do nothing; those of an
+// object made by shim.py run in its engine, as emitted. What tests look at and bring about: fake_*.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
@@ -14,7 +14,7 @@ typedef int Result;
 typedef void* Any;
 typedef unsigned long long u64;
 enum { OK = 0, INVALID_VALUE = 1, NO_DEVICE = 100, INVALID_IMAGE = 200, NOT_FOUND = 500 };
-enum { NOT_READY = 600, LAUNCH_FAILED = 719, MOST_ARGUMENTS = 16 };
+enum { NOT_READY = 600, LAUNCH_FAILED = 719, MOST_ARGUMENTS = 40 };
 
 static int enabled, held, fail_code;
 static char fail_name[64];
@@ -159,20 +159,40 @@ Result cuMemHostAlloc(Any* address, size_t size, unsigned flags) {
 Result cuMemFreeHost(Any address) { return gone(address); }
 
 // ---- what is queued: run at once, or recorded
+typedef int (*Run)(Any call, Any* values, const unsigned* sizes, unsigned shared_bytes, u64 seed,
+                   unsigned resident, unsigned timeout_s, unsigned races);
+typedef struct {
+  Any call;  // a kernel of this object's own, or
+  Run run;   // the engine of another's
+  const char* (*message)(void);
+} Kernel;
 typedef struct Step {
   Any to, from;  // a copy, or
   size_t size;
-  Any kernel, values[MOST_ARGUMENTS];  // a launch
+  Kernel* kernel;  // a launch
+  Any values[MOST_ARGUMENTS];
+  unsigned sizes[9], shared_bytes;  // grid, block, cluster
   struct Step* next;
 } Step;
 typedef struct { Step *first, **end; } Graph;
 static Any capturing;
 static Graph* recorded;
 
+static pthread_mutex_t running = PTHREAD_MUTEX_INITIALIZER;  // an engine takes signals for itself
+
+static Result launch(const Step* step) {
+  const Kernel* kernel = step->kernel;
+  if (!kernel->run) return ((int (*)(Any*))kernel->call)((Any*)step->values);
+  pthread_mutex_lock(&running);
+  const int failed = kernel->run(kernel->call, (Any*)step->values, step->sizes, step->shared_bytes, 0, 1, 60, 0);
+  if (failed) fprintf(stderr, "%s\n", kernel->message());
+  pthread_mutex_unlock(&running);
+  return failed ? LAUNCH_FAILED : OK;
+}
 static Result run(Step* step) {
   if (step->kernel) {
     __sync_fetch_and_add(&n_launched, 1);
-    return ((int (*)(Any*))step->kernel)(step->values);
+    return launch(step);
   }
   memcpy(step->to, step->from, step->size);
   return OK;
@@ -207,8 +227,21 @@ Result cuModuleLoadData(Any* module, const char* image) {
 }
 Result cuModuleUnload(Any module) { return OK; }
 Result cuModuleGetFunction(Any* function, Any module, const char* name) {
-  *function = module == &real_cubin ? (Any)nothing : dlsym(module, name);
-  return *function ? OK : NOT_FOUND;
+  char emitted[256];
+  snprintf(emitted, sizeof emitted, "tb_call_%s", name);
+  Kernel found = {0};
+  if (module == &real_cubin) {
+    found.call = (Any)nothing;
+  } else if ((found.call = dlsym(module, emitted))) {
+    found.run = (Run)dlsym(module, "tb_launch");
+    found.message = (const char* (*)(void))dlsym(module, "tb_message");
+  } else {
+    found.call = dlsym(module, name);
+  }
+  if (!found.call) return NOT_FOUND;
+  *function = malloc(sizeof found);  // kept: modules are never unloaded
+  memcpy(*function, &found, sizeof found);
+  return OK;
 }
 Result cuFuncSetAttribute(Any function, int attribute, int value) { return OK; }
 typedef struct { int id, pad; unsigned value[16]; } Attribute;
@@ -219,12 +252,15 @@ typedef struct {
   unsigned n_attributes;
 } Config;
 Result cuLaunchKernelEx(Config* config, Any kernel, Any* parameters, Any extra) {
+  Step step = {.kernel = kernel, .sizes = {[6] = 1, 1, 1}, .shared_bytes = config->shared_bytes};
+  memcpy(step.sizes, config->grid, 12);
+  memcpy(step.sizes + 3, config->block, 12);
   for (unsigned i = 0; i < config->n_attributes; i++) {
     Attribute* a = &config->attributes[i];
     if (a->id == 4 ? a->value[0] < 2 || a->value[1] != 1 : a->id != 6 || a->value[0] != 1)
       return INVALID_VALUE;
+    if (a->id == 4) step.sizes[6] = a->value[0];
   }
-  Step step = {.kernel = kernel};
   for (int i = 0; i < MOST_ARGUMENTS && parameters[i]; i++) step.values[i] = parameters[i];
   return queue(config->stream, step);
 }
@@ -237,7 +273,8 @@ Result cuTensorMapEncodeTiled(u64* map, int type, unsigned rank, Any address, co
                               const u64* strides, const unsigned* box, const unsigned* steps,
                               int interleave, int swizzle, int promotion, int outside) {
   if ((u64)map % 64 || rank != 2 || (u64)address % 16 || strides[0] % 16) return INVALID_VALUE;
-  u64 all[] = {(u64)address, sizes[0], sizes[1], strides[0], box[0], box[1], swizzle, type};
+  const u64 swizzle_bytes = swizzle ? 16 << swizzle : 0;  // as wgmma_shim.h reads a map
+  u64 all[] = {(u64)address, sizes[1], sizes[0], strides[0], box[1], box[0], swizzle_bytes, type};
   memcpy(map, all, sizeof all);
   return OK;
 }

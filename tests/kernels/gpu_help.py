@@ -22,6 +22,7 @@ from kernels import _cuda
 from kernels.gpu.executor import Model
 from kernels.gpu.lanes import Blocks
 from kernels.program import Bucket, Launch, Pointer, Precision, Program, Role, Source, Target
+from tests.kernels import shim
 
 SOURCE = Path(__file__).with_name("fake_cuda.c")
 USER_WIDTH, CANDIDATE_WIDTH = 3, 5
@@ -99,6 +100,21 @@ class FakeBuilder:
         self.closed = True
         for future in self.waiting:
             future.cancel()
+
+
+class ShimBuilder:
+    """Compiles sources for the CPU: what is emitted runs on the fake card."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        """Take what ``kernels.nvrtc.Builder`` takes."""
+
+    def image(self, source: Source) -> Future[bytes]:
+        future: Future[bytes] = Future()
+        future.set_result(bytes(shim.compiled(source.text, optimize=1)[0]) + b"\0")
+        return future
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
 
 @functools.cache

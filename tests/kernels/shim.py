@@ -87,6 +87,27 @@ def build(
     Raises:
         ShimError: It does not compile; the message is the compiler's.
     """
+    library, names = compiled(
+        text,
+        entries=entries,
+        optimize=optimize,
+        sanitize=sanitize,
+        defines=defines,
+        include=include,
+    )
+    return Module(_load(str(library)), names)
+
+
+def compiled(
+    text: str,
+    *,
+    entries: Sequence[str] = (),
+    optimize: int = 2,
+    sanitize: bool = False,
+    defines: Mapping[str, object] | None = None,
+    include: Sequence[Path] = (),
+) -> tuple[Path, tuple[str, ...]]:
+    """Return the library that ``build`` loads, and the names of its kernels."""
     if re.search(r"extern\s+__shared__", text):
         raise ShimError("dynamic shared memory is declared by DYNAMIC_SHARED(name)")
     names = list(entries) or _entries(text)
@@ -99,7 +120,7 @@ def build(
     library = _folder() / f"kernel-{key}.so"
     if not library.exists():
         _compile([*flags, *macros, "-x", "c++", "-"], library, whole, link=_engine(sanitize))
-    return Module(_load(str(library)), tuple(names))
+    return library, tuple(names)
 
 
 def sanitizer_environment() -> dict[str, str]:

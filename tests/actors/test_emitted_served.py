@@ -1,0 +1,96 @@
+"""Bundles served on a fake card that runs their emitted kernels on the CPU: the whole of the path.
+
+From raw features to scores: gateway, shards, staging in pinned memory, lanes, captured graphs, the
+kernels themselves, tables on the card.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trio
+
+from kernels.bundle.load import load_bundle
+from kernels.gpu import model as gpu_model
+from kernels.plan import phases
+from runtime.service import Service
+from runtime.topology import all_in_one
+from tests import tiny
+from tests.kernels import shim
+from tests.kernels.gpu_help import FakeCuda, ShimBuilder, fake_cuda
+
+__all__ = ["fake_cuda"]
+pytestmark = pytest.mark.skipif(shim.available() is not None, reason=str(shim.available()))
+N_ASKED = 12
+
+
+@pytest.fixture(autouse=True)
+def emitted(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """Kernels are compiled for the CPU, and the fake card runs them."""
+    monkeypatch.setattr(gpu_model, "Builder", ShimBuilder)
+    return fake_cuda
+
+
+async def largest_error(bundle: Path, gpu: dict[str, Any], placement: Path | None = None) -> float:
+    """Ask for many requests' scores at once; return how far the worst is from the whole model."""
+    errors = [np.inf] * N_ASKED
+
+    async def ask(service: Service, number: int) -> None:
+        user = {"user_id": number % tiny.N_USERS, "history": [1, 2, number % 17], "age": 30.0}
+        n_rows = 1 + 7 * number % 40
+        ids, prices = [(number + k) % tiny.N_ITEMS for k in range(n_rows)], [0.3] * n_rows
+        genres = [k % tiny.N_GENRES for k in range(n_rows)]
+        columns = {"item_id": ids, "genre": [tiny.GENRES[k] for k in genres], "price": prices}
+        answer = await service.score(user=user, candidates=columns, budget=30)
+        want = tiny.click(user, {"item_id": ids, "genre": genres, "price": prices})
+        errors[number] = float(np.abs(answer.scores - want).max())
+
+    options = {"device": "cuda", "lanes": 2, "max_rows": 32, "gpu": gpu | {"buckets": [32]}}
+    topology = all_in_one(bundle, executor=options, placement=placement)
+    async with Service.open(topology) as service, trio.open_nursery() as nursery:
+        for number in range(N_ASKED):
+            nursery.start_soon(ask, service, number)
+    return max(errors)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "error"),
+    [
+        ({"mode": "streams"}, 2e-3),
+        ({"mode": "contexts", "precision": "fp32"}, 1e-5),
+        ({"mode": "green", "input_dtype": "float16", "mapped": ["inputs", "scores"]}, 2e-3),
+        ({"precision": "bf16"}, 2e-2),
+    ],
+    ids=["fp16", "fp32", "halves", "bf16"],
+)
+async def test_a_served_models_scores_are_those_of_the_whole(
+    tiny_bundle: Path, emitted: FakeCuda, gpu: dict[str, Any], error: float
+) -> None:
+    assert await largest_error(tiny_bundle, gpu) < error
+    assert emitted.launched > 0
+
+
+@pytest.mark.parametrize(("which", "precision"), [("all", "fp16"), ("one", "fp32")])
+async def test_tables_on_the_card_give_the_same_scores(
+    tiny_bundle: Path, tmp_path: Path, which: str, precision: str
+) -> None:
+    first = load_bundle(tiny_bundle).manifest.tables[0].name
+    placement = tmp_path / "placement.toml"
+    placement.write_text(
+        f"version = 1\ndevice = {json.dumps([first] if which == 'one' else 'all')}\n"
+    )
+    error = await largest_error(tiny_bundle, {"precision": precision}, placement)
+    assert error < (2e-3 if precision == "fp16" else 1e-5)
+
+
+async def test_launches_of_wide_linears_are_served(
+    tiny_bundle: Path, emitted: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phases, "WIDE_BYTES", 100)
+    launched = emitted.launched
+    assert await largest_error(tiny_bundle, {}) < 2e-3
+    assert emitted.launched > launched
