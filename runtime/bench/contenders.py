@@ -84,6 +84,8 @@ def own_cluster(
     n_shards: int,
     make_pool: Callable[[str], Pool],
     deployment: Deployment | None = None,
+    *,
+    patience_s: float | None = None,
 ) -> Iterator[tuple[Contender, Pool]]:
     """Start a cluster with ``python -m runtime.node``, and stop it after.
 
@@ -93,19 +95,22 @@ def own_cluster(
         n_shards: Embedding shards, if it is spread.
         make_pool: Takes the cluster's address, returns the requests.
         deployment: How executors run; None for one on the host.
+        patience_s: Time to be ready in; None for what tables of some gigabytes at most need.
 
     Raises:
-        Unavailable: It was not ready within ``START_S``, or its processes ended.
+        Unavailable: It was not ready in that time, or its processes ended.
     """
     deployment = deployment or Deployment()
-    patience_s = START_S if deployment.device == "host" else _START_CUDA_S
+    usual_s = START_S if deployment.device == "host" else _START_CUDA_S
     with tempfile.TemporaryDirectory(prefix="tb-bench-") as folder, zmq.Context() as context:
         address = f"tcp://127.0.0.1:{_free_port()}"
         file = Path(folder, "cluster.toml")
         text = cluster_text(bundle, topology, n_shards, address, Path(folder, "run"), deployment)
         file.write_text(text)
         with running(["-m", "runtime.node", str(file)]) as process:
-            wires.wait_ready(address, within_s=patience_s, alive=lambda: process.poll() is None)
+            wires.wait_ready(
+                address, within_s=patience_s or usual_s, alive=lambda: process.poll() is None
+            )
             pool = make_pool(address)
             ours = _tensorbatch(context, address, pool, process.pid)
             yield attrs.evolve(ours, largest_error=deployment.largest_error), pool

@@ -92,7 +92,30 @@ def _clock_seconds(text: str) -> float:
 
 
 def cpu_seconds(root: int) -> dict[str, float]:
-    """Return CPU seconds of a process and its descendants, by stage.
+    """Return CPU seconds of a process and its descendants, by stage (``by_stage``)."""
+    return {
+        stage: sum(process.cpu_s for process in processes)
+        for stage, processes in by_stage(root).items()
+    }
+
+
+def memory_mb(root: int) -> dict[str, dict[str, float]]:
+    """Return the memory of a process and its descendants, in MiB, by stage; Linux only.
+
+    ``anonymous`` is the processes' own. ``files`` are the pages of files that they have mapped:
+    shared with other processes, and taken back by the system at need.
+    """
+    return {
+        stage: {
+            "anonymous": round(sum(_status_mb(each.pid, "RssAnon") for each in processes), 1),
+            "files": round(sum(_status_mb(each.pid, "RssFile") for each in processes), 1),
+        }
+        for stage, processes in by_stage(root).items()
+    }
+
+
+def by_stage(root: int) -> dict[str, list[Process]]:
+    """Return a process and its descendants, by stage.
 
     A stage is the word after ``--node`` on a process's command line; what has none counts as the
     stage that started it. The root is the ``supervisor`` where there are nodes, else ``server``.
@@ -101,7 +124,7 @@ def cpu_seconds(root: int) -> dict[str, float]:
     children: dict[int, list[int]] = {}
     for process in processes.values():
         children.setdefault(process.parent, []).append(process.pid)
-    seconds: dict[str, float] = {}
+    stages: dict[str, list[Process]] = {}
     pending = [(root, "server")]
     while pending:
         pid, stage = pending.pop()
@@ -110,11 +133,20 @@ def cpu_seconds(root: int) -> dict[str, float]:
         words = processes[pid].command.split()
         if pid != root and "--node" in words[:-1]:
             stage = words[words.index("--node") + 1]
-        seconds[stage] = seconds.get(stage, 0.0) + processes[pid].cpu_s
+        stages.setdefault(stage, []).append(processes[pid])
         pending += [(child, stage) for child in children.get(pid, [])]
-    if len(seconds) > 1:
-        seconds["supervisor"] = seconds.pop("server")
-    return seconds
+    if len(stages) > 1:
+        stages["supervisor"] = stages.pop("server")
+    return stages
+
+
+def _status_mb(pid: int, field: str) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0.0  # it ended while we looked
+    values = dict(line.split(":", 1) for line in lines)
+    return int(values[field].split()[0]) / 1024 if field in values else 0.0
 
 
 def own_cpu_seconds() -> float:
