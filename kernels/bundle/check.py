@@ -184,7 +184,8 @@ def _table_rows(
         if feature.table is not None:
             table = open_rows(spec.folder / feature.table)
             weights = columns.get(f"{feature.name}.weight")
-            rows[feature.name] = pool(table, columns[feature.name], weights, feature.pooling)
+            pooling = feature.pooling if weights is None else feature.weighted_pooling
+            rows[feature.name] = pool(table, columns[feature.name], weights, pooling)
     return rows
 
 

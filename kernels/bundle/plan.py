@@ -269,8 +269,9 @@ class _Planner:
         for feature in self.inputs.features():
             if feature.table is None:
                 continue
-            root, weights = Root("feature", feature.name), None
+            root, weights, pooling = Root("feature", feature.name), None, feature.pooling
             if f"{feature.name}.weight" in self.spec.by_name:
+                pooling = feature.weighted_pooling
                 scale = Root("feature", f"{feature.name}.weight")
                 weights = tuple(Element(scale, place) for place in range(feature.width))
             ids = tuple(Id(Element(root, place), 0) for place in range(feature.width))
@@ -281,7 +282,7 @@ class _Planner:
                     side=feature.side,
                     tensor=feature.input,
                     table=feature.table,
-                    pooling=feature.pooling,
+                    pooling=pooling,
                     ids=ids,
                     weights=weights,
                     dim=dim,

@@ -134,6 +134,14 @@ class Feature:
         return self.encoder is not None and self.encoder.encode == "key"
 
     @property
+    def weighted_pooling(self) -> Pooling:
+        """How rows of its own table are pooled with the weights of its list, where it has such.
+
+        A mean's weights are 1 / length each, which makes it their sum.
+        """
+        return "sum" if self.pooling == "mean" else self.pooling
+
+    @property
     def graph_width(self) -> int | None:
         """Columns of its graph input that it fills; None if its table's dim is not known."""
         if self.table is None:

@@ -15,10 +15,14 @@ from kernels.bundle.cut import Cut, make_cut
 from kernels.bundle.load import load_bundle
 from kernels.bundle.manifest import Source
 from kernels.bundle.picture import draw
+from kernels.bundle.reference import block
 from kernels.bundle.show import describe
 from kernels.errors import BundleError, GraphError, SpecError
+from kernels.features.blocks import RawRequest
+from kernels.features.parser import Parser
 from kernels.features.spec import load_spec
 from tests.kernels.bundle_help import build, ids, padded, table, write_model
+from transport.messages import CANDIDATE, USER, Block
 
 ROWS, LENGTH = 20, 6
 SIDES = """
@@ -170,6 +174,44 @@ def test_a_feature_may_bring_its_own_table(tmp_path: Path) -> None:
     assert (built.bundle.path / "genres.txt").read_text() == "drama\ncomedy\n"
     with pytest.raises(BundleError, match="'genres' has its own table"):
         built.agrees({"genres": table(1, 3), "price": table(1, 1)})
+
+
+@pytest.mark.parametrize("pooling", ["sum", "mean", "max"])
+def test_a_list_is_pooled_over_its_entries_and_not_its_padding(
+    tmp_path: Path, pooling: str
+) -> None:
+    np.save(tmp_path / "rows.npy", table(10, 3))
+    spec = f"""
+        [features.past]
+        side = "user"
+        kind = "multi"
+        encode = "identity"
+        size = 10
+        max_length = 4
+        table = "rows.npy"
+        pooling = "{pooling}"
+        [features.price]
+        side = "candidate"
+        kind = "numeric"
+    """
+    body = "c = Concat<axis=1>(past, price)\ny = Identity(c)"
+    path = write_model(
+        tmp_path / "m.onnx", "(float[B,3] past, float[B,1] price) => (float[B,4] y)", body
+    )
+    bundle = build(path, spec).bundle
+    splits = np.array([0, 3], np.int32)
+    request = RawRequest(
+        1,
+        [
+            Block(side=USER, names=("past",), values=np.array([7, 2, 7]), row_splits=splits),
+            Block(side=CANDIDATE, names=("price",), values=np.zeros((1, 1), np.float32)),
+        ],
+    )
+    parsed = Parser.for_bundle(bundle, max_candidates=1).parse([request])
+    tables = {each.name: bundle.table(each.name) for each in bundle.manifest.tables}
+    rows = block(bundle.manifest.user, parsed.user, tables)
+    want = getattr(np, pooling)(table(10, 3)[[7, 2, 7]], axis=0)
+    np.testing.assert_allclose(rows, want[np.newaxis], rtol=1e-6)
 
 
 def test_inference_adds_only_what_the_spec_leaves_out(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_a_features_own_table_may_be_a_folder_of_the_store(tmp_path: Path) -> No
     bundle = built(tmp_path, store, features)
     (lookup,) = bundle.manifest.user.lookups
     stored = next(each for each in bundle.manifest.tables if each.name == lookup.table)
-    assert (stored.keyed, lookup.pooling) == (True, "mean")
+    assert (stored.keyed, lookup.pooling) == (True, "sum")
     assert bundle.open_table(stored.name).find(KEYS).min() >= 0
 
 

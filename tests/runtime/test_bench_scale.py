@@ -51,7 +51,7 @@ def test_requests_are_repeatable_and_their_keys_the_tables(table: Path) -> None:
 
 
 def test_a_made_table_is_served_and_its_scores_are_right(
-    table: Path, capsys: pytest.CaptureFixture[str]
+    table: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     options = [
         "--rate",
@@ -66,7 +66,7 @@ def test_a_made_table_is_served_and_its_scores_are_right(
         "5000",
     ]
     assert main([str(table), *options]) == 0
-    line = json.loads(capsys.readouterr().out)
+    line = json.loads(capfd.readouterr().out)
     assert line["parameters"] == ROWS * DIM
     assert line["checked"]["answers"]
     assert not line["checked"]["wrong"]
@@ -74,6 +74,6 @@ def test_a_made_table_is_served_and_its_scores_are_right(
     assert not [left for left in table.parent.iterdir() if left.name.startswith(".scale-")]
 
 
-def test_what_is_no_table_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_table_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "nothing")]) == 2
-    assert "nothing" in capsys.readouterr().err
+    assert "nothing" in capfd.readouterr().err
