@@ -74,7 +74,7 @@ async def open_connection(server: Server, address: Address, *, timeout_s: float)
 
     Raises:
         LinkDown: It cannot be reached, or is still loading, or did not answer within ``timeout_s``.
-        Refused: It does not let us in.
+        Refused: It does not let us in, or is not whom its certificate is of.
     """
     stream: trio.abc.Stream | None = None
     try:
@@ -93,6 +93,8 @@ async def open_connection(server: Server, address: Address, *, timeout_s: float)
             await trio.aclose_forcefully(stream)
         if isinstance(error, trio.TooSlowError):
             raise LinkDown(f"{address}: no answer within {timeout_s * 1e3:.0f} ms") from error
+        if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+            raise Refused(f"{address}: {_why(error)}") from error
         if isinstance(error, OSError | trio.BrokenResourceError | ssl.SSLError):
             raise LinkDown(f"{address}: {_why(error)}") from error
         raise

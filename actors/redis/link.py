@@ -152,11 +152,14 @@ class Link:
         waiting = self._waiting
         while True:
             replies = await connection.receive()
-            for reply in replies:
+            at = 0
+            while at < len(replies):
                 if not waiting:
-                    raise LinkDown(f"{self.address}: a reply to nothing: {reply!r:.60}")
+                    raise LinkDown(f"{self.address}: a reply to nothing: {replies[at]!r:.60}")
                 exchange = waiting[0]
-                exchange.replies.append(reply)
+                n_missing = exchange.n - len(exchange.replies)
+                exchange.replies += replies[at : at + n_missing]
+                at += n_missing
                 if len(exchange.replies) == exchange.n:
                     waiting.popleft()
                     exchange.done.set()

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TypeAlias, Union
+from typing import Final, TypeAlias, Union
 
 from actors.redis.errors import LinkDown
 from runtime.errors import StartError
 
 Reply: TypeAlias = Union[bytes, int, "ErrorReply", list["Reply"], None]
+
+
+_MORE: Final = object()  # no reply: hiredis returns it where there is none yet
 
 
 class ErrorReply(Exception):
@@ -48,7 +51,7 @@ class Replies:
 
     def __init__(self) -> None:
         hiredis = _hiredis()
-        self._reader = hiredis.Reader(replyError=ErrorReply)
+        self._reader = hiredis.Reader(replyError=ErrorReply, notEnoughData=_MORE)
         self._wrong: type[Exception] = hiredis.HiredisError
 
     def feed(self, data: bytes | bytearray) -> list[Reply]:
@@ -57,14 +60,11 @@ class Replies:
         Raises:
             LinkDown: This is no Redis.
         """
-        replies: list[Reply] = []
         try:
             self._reader.feed(data)
-            while (reply := self._reader.gets()) is not False:
-                replies.append(reply)
+            return list(iter(self._reader.gets, _MORE))
         except self._wrong as error:
             raise LinkDown(f"what answers does not speak Redis' protocol: {error}") from error
-        return replies
 
 
 def _hiredis() -> ModuleType:

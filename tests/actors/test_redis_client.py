@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -198,6 +200,35 @@ async def test_only_the_right_password_gets_in(tmp_path: Path) -> None:
             assert await client.get([b"a"]) == [None]
 
 
+@needs_redis
+async def test_an_encrypted_connection_is_checked(tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl on this machine")
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    new = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    files = ["-nodes", "-keyout", key, "-out", certificate, "-days", "2"]
+    subprocess.run([*new, *files, *name], check=True, capture_output=True)  # noqa: ASYNC221
+    with redis_server(tmp_path / "probe") as free:
+        port = free.port
+    tls = ["--tls-port", str(port), "--tls-cert-file", certificate, "--tls-key-file", key]
+    more = ["--tls-ca-cert-file", certificate, "--tls-auth-clients", "no"]
+    with redis_server(tmp_path / "server", *tls, *more):
+        server = parse(f"rediss://127.0.0.1:{port}", certificates=certificate)
+        client = await open_client(server, timeout_s=TIMEOUT_S)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(client.run)
+            keys = [b"tls:%d" % i for i in range(CHUNK + 9)]
+            await fill(client, keys)
+            assert await client.get(keys) == [b"<%b>" % key for key in keys]
+            nursery.cancel_scope.cancel()
+        with pytest.raises(Refused, match=f"127.0.0.1:{port}: .*certificate"):
+            await open_client(parse(f"rediss://127.0.0.1:{port}"), timeout_s=TIMEOUT_S)
+        with pytest.raises(LinkDown, match=f"127.0.0.1:{port}: "):
+            await open_client(parse(f"redis://127.0.0.1:{port}"), timeout_s=TIMEOUT_S)
+
+
 async def test_nobody_there_is_said_so() -> None:
     with pytest.raises(LinkDown, match=r"127.0.0.1:1: .*refused"):
         await open_client(parse("redis://127.0.0.1:1"), timeout_s=TIMEOUT_S)
@@ -272,3 +303,27 @@ async def test_a_slot_on_the_move_is_followed(cluster: list[RedisProcess]) -> No
 def test_redis_cli_agrees_on_slots(cluster: list[RedisProcess]) -> None:
     for key in ("a", "user:{7}:x", "{}", "emb:items:-12"):
         assert int(cluster[0].cli("cluster", "keyslot", key)) == slot_of(key.encode())
+
+
+@needs_redis
+async def test_keys_of_other_servers_come_while_one_is_away(cluster: list[RedisProcess]) -> None:
+    keys = [b"away:%d" % i for i in range(60)]
+    async with client_of(cluster[0].url) as client:
+        await fill(client, keys)
+        away = cluster[2]
+        theirs = [key for key in keys if away.cli("exists", key.decode()) == "1"]
+        others = [key for key in keys if key not in theirs]
+        assert theirs
+        away.kill()
+        assert await client.get(others) == [b"<%b>" % key for key in others]
+        with pytest.raises(LinkDown, match=f"127.0.0.1:{away.port}: "):
+            await client.get(keys)
+        away.start()
+        with trio.fail_after(10):
+            while True:
+                try:
+                    values = await client.get(keys)
+                    break
+                except RedisError:  # CLUSTERDOWN, for as long as it has heard of no other
+                    await trio.sleep(0.05)
+        assert values == [None if key in theirs else b"<%b>" % key for key in keys]

@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from actors.layouts import placement_of
+from actors.redis import shard as shard_module
 from actors.redis.client import open_client
 from actors.redis.load import fill
 from actors.redis.rows import RedisTable
@@ -424,6 +425,27 @@ async def test_a_wrong_password_is_told_at_the_start(tmp_path: Path, tiny_bundle
         text = await why_not(tiny_bundle, url=server.url, password_file=str(key))
         assert f"127.0.0.1:{server.port}: WRONGPASS" in text
         assert "NOAUTH" in await why_not(tiny_bundle, url=server.url)
+
+
+async def test_a_server_that_starts_later_is_waited_for(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with redis_server(tmp_path, "--appendonly", "yes") as server:
+        await load(server.url, tiny_bundle)
+        server.kill()
+
+        async def start() -> None:
+            await trio.sleep(0.1)
+            server.start()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(start)
+            async with running(tiny_bundle, url=server.url) as shard:
+                assert (await shard.look_up(shard.batch())).code == "ok"
+        server.kill()
+        monkeypatch.setattr(shard_module, "_START_S", 0.0)
+        why = await why_not(tiny_bundle, url=server.url)
+        assert f"shard-0: Redis at 127.0.0.1:{server.port}: " in why
 
 
 async def test_what_is_no_such_table_is_told_at_the_start(
