@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
+import attrs
 import trio
 
 from actors.hot_rows import Doubt, HotTables, Todo
@@ -48,7 +49,9 @@ class HotAsker:
     def ask(self, lookup: LookupBatch) -> None:
         """Take what a batch wants of cached tables."""
         now = trio.current_time()
+        shared = self._tables.n_shared
         self._do(self._tables.ask(lookup, now), now)
+        self._metrics.count("shared_fetches", self._tables.n_shared - shared)
 
     def answered(self, answer: RowsPart) -> None:
         """Take what a shard has answered."""
@@ -68,15 +71,12 @@ class HotAsker:
         """Return when ``tick`` has something to do if nothing happens before, or None."""
         return self._tables.wake_at()
 
-    def report(self) -> None:
-        """Bring the metrics up to date."""
-        for table, figures in self._tables.statistics().items():
-            for name in ("hits", "misses", "stale", "admitted", "evicted", "invalidated"):
-                self._metrics.set(f"hot_{name}:{table}", getattr(figures, name))
-            self._metrics.set(f"hot_rows:{table}", figures.n_rows)
-            self._metrics.set(f"hot_bytes:{table}", figures.size_bytes)
-            self._metrics.set(f"hot_hit_rate:{table}", round(figures.hit_rate, 4))
-        self._metrics.set("hot_shared", self._tables.n_shared)
+    def statistics(self) -> dict[str, dict[str, float]]:
+        """Return what is told of each cached table, by names that begin with ``hot.``."""
+        return {
+            f"hot.{table}": {"hit_rate": round(figures.hit_rate, 4), **attrs.asdict(figures)}
+            for table, figures in self._tables.statistics().items()
+        }
 
     def _do(self, todo: Iterable[Todo], now: float) -> None:
         queue = deque(todo)

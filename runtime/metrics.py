@@ -114,20 +114,15 @@ class Histogram:
 
 
 class Metrics:
-    """The counters, gauges and histograms of one actor, by name; made at first use."""
+    """The counters and histograms of one actor, by name; made at first use."""
 
     def __init__(self) -> None:
         self._counters: dict[str, int] = {}
-        self._gauges: dict[str, float] = {}
         self._histograms: dict[str, Histogram] = {}
 
     def count(self, name: str, n: int = 1) -> None:
         """Add to a counter."""
         self._counters[name] = self._counters.get(name, 0) + n
-
-    def set(self, name: str, value: float) -> None:
-        """Say how much of something there is now."""
-        self._gauges[name] = value
 
     def observe(self, name: str, value: float, n: int = 1) -> None:
         """Count a value in a histogram, ``n`` times."""
@@ -144,10 +139,10 @@ class Metrics:
             histogram = self._histograms[name] = Histogram()
         return histogram
 
-    def snapshot(self) -> Mapping[str, float | Summary]:
-        """Return counters and gauges as numbers and histograms as summaries, ready for JSON."""
+    def snapshot(self) -> Mapping[str, int | Summary]:
+        """Return counters as numbers and histograms as summaries, ready for JSON."""
         summaries = {name: each.summary() for name, each in self._histograms.items()}
-        return {**self._counters, **self._gauges, **summaries}
+        return {**self._counters, **summaries}
 
     def reset(self) -> None:
         """Start new histograms. Counters go on: whoever reads them takes differences."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import attrs
 import numpy as np
@@ -90,11 +90,11 @@ def shards_that_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replicated, "Mortal", Changing)
 
 
-async def hot(host: Host) -> dict[str, float]:
+async def hot(host: Host) -> dict[str, Any]:
     """Return the executor's figures."""
     answer = await ask(host, StatsRequest(request_id=1))
     assert isinstance(answer, StatsReply)
-    figures: dict[str, float] = json.loads(answer.stats)["executor-0"]
+    figures: dict[str, Any] = json.loads(answer.stats)["executor-0"]
     return figures
 
 
@@ -117,9 +117,10 @@ async def test_cached_tables_score_as_others(
         await serves(host, 20)
         figures = await hot(host)
         for name in names:
-            assert figures[f"hot_hits:{name}"] > figures[f"hot_misses:{name}"] > 0
-            assert 0.5 < figures[f"hot_hit_rate:{name}"] < 1
-            assert 0 < figures[f"hot_bytes:{name}"] <= EVERYTHING
+            of_table = figures[f"hot.{name}"]
+            assert of_table["hits"] > of_table["misses"] > 0
+            assert 0.5 < of_table["hit_rate"] < 1
+            assert 0 < of_table["size_bytes"] <= EVERYTHING
         assert WatchedExecutor.last.n_joins == 0
 
 
@@ -140,8 +141,8 @@ async def test_a_place_for_few_rows_serves_all(tiny_bundle: Path, tmp_path: Path
     async with serving(bundle) as host:
         await serves(host, 60)
         figures = await hot(host)
-        assert figures["hot_rows:items"] == 16 < tiny.N_ITEMS
-        assert figures["hot_misses:items"] > 20
+        assert figures["hot.items"]["n_rows"] == 16 < tiny.N_ITEMS
+        assert figures["hot.items"]["misses"] > tiny.N_ITEMS
 
 
 def test_a_place_for_no_row_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ async def test_rows_that_changed_are_used_no_longer_than_the_bound(
             assert np.abs(answer.scores[:, 0] - new).min() > 1e-4  # old rows
             await trio.sleep(STALE_S + 0.001)
             await serves(host, 10)
-            assert (await hot(host))["hot_stale:items"] > 0
+            assert (await hot(host))["hot.items"]["stale"] > 0
         await trio.sleep(STALE_S + 0.001)
         await serves(host, 10)
 
@@ -188,7 +189,7 @@ async def test_rows_that_are_said_to_have_changed_are_not_used_again(
             await serves(host, 30)
             figures = await hot(host)
             assert figures["changed_rows"] == tiny.N_ITEMS + tiny.N_USERS
-            assert figures["hot_invalidated:users"] > 0
+            assert figures["hot.users"]["invalidated"] > 0
 
 
 async def test_when_a_replica_dies_the_executor_asks_another(
