@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from kernels.bundle import codec
 from kernels.bundle.manifest import Lookup, Manifest, SideLayout, SideName, Table
 from kernels.errors import BundleError
+from kernels.npy import map_npy
 from kernels.store.header import TableHeader, is_table, read_header
 from kernels.store.partition import MAX_SEGMENTS
 from kernels.store.rows import ROW_TYPES
@@ -179,7 +180,7 @@ def _map(file: Path, want: tuple[int, int]) -> NDArray[np.float32]:
     if not file.is_file():
         raise BundleError(f"{file} is missing")
     try:
-        rows: NDArray[np.float32] = np.load(file, mmap_mode="r", allow_pickle=False)
+        rows: NDArray[np.float32] = map_npy(file)
     except (OSError, ValueError) as error:
         raise BundleError(f"{file} is damaged: {error}") from error
     if rows.dtype != np.float32 or rows.shape != want or not rows.flags.c_contiguous:

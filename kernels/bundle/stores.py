@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from kernels.errors import GraphError, StoreError
 from kernels.graph.model import Array, Graph, attribute, reads
+from kernels.npy import map_npy
 from kernels.store.header import HEADER_NAME, header_text, is_table, read_header
 from kernels.store.table import StoredTable
 
@@ -74,8 +75,7 @@ def open_rows(path: Path) -> StoredTable | Array:
     """Open a table that a feature brings: a ``.npy`` file, mapped, or a folder of the store."""
     if is_table(path):
         return StoredTable.open(path)
-    array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array
+    return map_npy(path)
 
 
 def fetch_rows(table: StoredTable | Array, ids: Array) -> Array:

@@ -24,6 +24,7 @@ from kernels.features.feature import (
 from kernels.features.hashing import U64
 from kernels.features.section import Section
 from kernels.features.vocabulary import read_vocabulary
+from kernels.npy import map_npy
 from kernels.store.header import is_table, read_header
 
 MAX_WIDTH: Final = 100_000  # columns of one feature: keeps a slip from allocating gigabytes
@@ -67,7 +68,7 @@ class SpecFolder:
             section.problem(f"{name}: keys want a folder of a table of keys", "table")
             return name, None
         try:
-            table = np.load(self.folder / name, mmap_mode="r")
+            table = map_npy(self.folder / name)
         except (OSError, ValueError) as error:
             section.problem(f"cannot read {name}: {error}", "table")
             return name, None

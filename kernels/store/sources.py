@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from kernels.errors import GraphError, StoreError
 from kernels.graph.model import load_graph
 from kernels.halves import from_bf16
+from kernels.npy import map_npy
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -146,7 +147,7 @@ def open_source(text: str, *, matrix: bool) -> Source:
 
 def _read_npy(path: Path) -> dict[str, Source]:
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = map_npy(path)
     except (OSError, ValueError, EOFError) as error:
         raise StoreError(f"{path} is damaged: {error}") from error
     return {path.stem: Source(name=str(path), array=array)}
