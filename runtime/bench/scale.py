@@ -35,11 +35,12 @@ from kernels.errors import KernelsError
 from kernels.store.header import TableHeader, read_header
 from kernels.store.scale import made_keys, made_rows
 from runtime.bench import contenders, report
+from runtime.bench.contenders import Contender
 from runtime.bench.measure import Load, measure
 from runtime.bench.pool import Pool
 from runtime.bench.procs import memory_mb
 from runtime.bench.traffic import Sizes, parse_sizes, skewed_ids
-from transport.errors import TransportError
+from transport.errors import TransportError, Unavailable
 from transport.messages import CANDIDATE, USER, Block, ScoreRequest
 
 HISTORY: Final = 20
@@ -211,8 +212,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         with contenders.own_cluster(
             bundle, "spread", options.shards, lambda _: pool, patience_s=options.patience
         ) as (contender, _):
-            ready_s = time.perf_counter() - began
             assert contender.pid is not None
+            _wait_warm(contender, began + options.patience)
+            ready_s = time.perf_counter() - began
             ready_mb = memory_mb(contender.pid)
             _say(f"ready after {ready_s:.1f} s; {options.rate:g} requests/s")
             figures = measure(contender, pool, load, expected).figures
@@ -234,6 +236,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "loaded_mb": loaded_mb,
         "machine": report.machine(),
     }
+
+
+def _wait_warm(contender: Contender, end: float) -> None:
+    """Return when every actor answers: the gateway does at once, shards when their tables are read.
+
+    Raises:
+        Unavailable: They did not by ``end``, of ``time.perf_counter``.
+    """
+    while silent := [name for name, stats in contender.stats().items() if "error" in stats]:
+        if time.perf_counter() > end:
+            raise Unavailable(f"not ready in time: {', '.join(sorted(silent))}")
 
 
 def _n_distinct(pool: Pool) -> int:
