@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -62,6 +63,8 @@ from transport.sockets import Frame, RouterSocket, SocketOptions, open_context
 _SWEEP_S = 0.002
 # Messages taken at a time: bounds the time between two looks at the other source of them.
 _RECEIVE_MOST = 256
+# Of the number of a batch: 2 ** 32 lives, of 2 ** 28 batches each before they run into the next.
+_LIFE_BITS, _SEQ_BITS = 32, 28
 # An executor that does not answer a request for its statistics in this time is left out of them.
 _STATS_BUDGET_S = 0.5
 
@@ -116,7 +119,9 @@ class Gateway:
             context, list(context.topology.models), self._open, n_in_flight=self._flight.n_of
         )
         self._restorer = Restorer(context, self._versions)
-        self._seq = itertools.count(1)
+        # From where no gateway before this one has been: what is still under way for that one
+        # must not be taken for an answer to this.
+        self._seq = itertools.count(secrets.randbits(_LIFE_BITS) << _SEQ_BITS)
         self._socket: RouterSocket | None = None
         self._admission = Admission(
             self._options.max_in_flight, min(16, self._options.max_in_flight)

@@ -4,7 +4,7 @@ The file of a small cluster::
 
     [cluster]
     name = "movielens"            # optional: else the file's name
-    run_folder = "/run/movielens" # optional: where this machine's sockets lie
+    run_folder = "/run/movielens" # optional: of this machine's sockets; what was deployed
     drain_s = 10                  # optional: time each node has to finish what it took
 
     [models.movielens]

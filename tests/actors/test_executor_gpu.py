@@ -25,6 +25,7 @@ from runtime.service import Service
 from runtime.topology import all_in_one
 from tests import tiny
 from tests.kernels.gpu_help import SCORE_ARGUMENTS, FakeCuda, fake_cuda, score_program
+from tests.swaps import asked, build
 from transport.errors import Unavailable
 
 __all__ = ["fake_cuda"]
@@ -134,6 +135,24 @@ async def test_requests_that_share_launches_get_their_own_scores(
     )
     for card, host in zip(on_the_card, await scores_of(tiny_bundle), strict=True):
         np.testing.assert_allclose(card, host, rtol=1e-5)
+
+
+async def test_a_version_that_is_given_back_leaves_nothing_on_the_card(
+    on_card: FakeCuda, tmp_path: Path
+) -> None:
+    old, new = build(tmp_path)
+    async with Service.open(all_in_one(old, executor={"max_rows": 100})) as service:
+        user, rows = asked(3)
+        live = on_card.live
+        before = await service.score(user=user, candidates=rows, budget=20)
+        await service.deploy(new)
+        after = await service.score(user=user, candidates=rows, budget=20)
+        assert not np.allclose(before.scores, after.scores)
+        assert on_card.live == live
+        await service.deploy(old)
+        again = await service.score(user=user, candidates=rows, budget=20)
+        np.testing.assert_array_equal(before.scores, again.scores)
+        assert on_card.live == live
 
 
 @pytest.mark.parametrize("function", ["cuGraphLaunch", "cuEventSynchronize"])
