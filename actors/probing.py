@@ -1,11 +1,12 @@
-"""Whether replicas live: one whose node does not answer is dead until it says that it serves.
+"""Whether replicas live: each is watched, and is dead from when it is lost until it serves again.
 
-It is asked over and over, as a node that was restarted takes messages long before its tables are
-open.
+A dead one is asked over and over, as a node that was restarted takes messages long before its
+tables are open.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -13,7 +14,7 @@ import trio
 
 from runtime.actor import Context
 from transport.errors import DeadlineExceeded, Overloaded, Unavailable
-from transport.messages import Ping, Pong
+from transport.messages import Ping, Pong, Watch
 
 # How long a replica has to say that it serves, and how long to wait before it is asked again.
 _PING_BUDGET_S: Final = 0.25
@@ -21,7 +22,7 @@ _PING_EVERY_S: Final = 0.05
 
 
 class Prober:
-    """Asks replicas whether they serve. Used from one event loop.
+    """Watches replicas. Used from one event loop.
 
     Args:
         context: Of the actor that asks.
@@ -41,27 +42,27 @@ class Prober:
         self._nursery = nursery
 
     def probe(self, name: str) -> None:
-        """Ask a replica whether it serves, if it is not being asked already."""
+        """Ask a replica whether it serves, and watch it from then on; once is enough."""
         if self._nursery is not None and name not in self._asked:
             self._asked.add(name)
-            self._nursery.start_soon(self._ask_until_it_serves, name)
+            self._nursery.start_soon(self._watch, name)
 
-    async def _ask_until_it_serves(self, name: str) -> None:
-        """Ask a replica until it serves, or has shown itself to be slow and not dead."""
-        try:
-            while True:
+    async def _watch(self, name: str) -> None:
+        ref = self._context.ref(name)
+        while True:
+            try:
+                answer = await ref.ask(Ping(request_id=1), budget=_PING_BUDGET_S)
+                if isinstance(answer, Pong):
+                    self._dead.discard(name)
+            except Unavailable as error:
+                self._died(name, str(error))
+            except (DeadlineExceeded, Overloaded):
+                pass  # it is slow, or does not serve yet
+            if name not in self._dead:
                 try:
-                    answer = await self._context.ref(name).ask(
-                        Ping(request_id=1), budget=_PING_BUDGET_S
-                    )
-                    if isinstance(answer, Pong):
-                        self._dead.discard(name)
+                    await ref.ask(Watch(request_id=1), budget=math.inf)
                 except Unavailable as error:
                     self._died(name, str(error))
-                except (DeadlineExceeded, Overloaded):
+                except Overloaded:
                     pass
-                if name not in self._dead:
-                    return
-                await trio.sleep(_PING_EVERY_S)
-        finally:
-            self._asked.discard(name)
+            await trio.sleep(_PING_EVERY_S)

@@ -419,6 +419,7 @@ _LAYOUTS: Final = (
         {"seq": f.U64, "message": f.TEXT},
         {"parts": ("i4", 1), "attempts": ("i4", 1), "codes": ("u1", 1)},
     ),
+    f.Layout(69, messages.Watch, {"request_id": f.U64}),
     f.Layout(
         80,
         messages.UpdateBatch,

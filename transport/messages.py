@@ -232,6 +232,13 @@ class Pong:
 
 
 @attrs.frozen(kw_only=True)
+class Watch:
+    """Ask an actor for nothing: what comes back is that it has died, from whoever noticed."""
+
+    request_id: int
+
+
+@attrs.frozen(kw_only=True)
 class StatsRequest:
     """Ask an actor for its counters; ``reset`` starts new histograms."""
 
@@ -605,6 +612,7 @@ Message: TypeAlias = (
     | LookupBatch
     | RowsPart
     | PartsLate
+    | Watch
     | ScoresBatch
     | UpdateRequest
     | UpdateReply

@@ -216,7 +216,6 @@ async def test_when_a_replica_dies_nobody_notices(divided: Path) -> None:
         await serves(host, 8, budget_us=1_000_000)
         counted = await stats(host)
         assert counted["dead_replicas"] == 1
-        assert counted["retries"] + counted["hedges"] >= 1
         assert Watched.last.n_kept == 0
 
 

@@ -273,6 +273,7 @@ EACH: tuple[st.SearchStrategy[Any], ...] = (
     st.builds(m.ModelsRequest, request_id=u64),
     st.builds(m.ModelsReply, request_id=u64, models=text),
     st.builds(m.Ping, request_id=u64),
+    st.builds(m.Watch, request_id=u64),
     st.builds(m.Pong, request_id=u64, status=names),
     st.builds(m.StatsRequest, request_id=u64, reset=st.booleans()),
     st.builds(m.StatsReply, request_id=u64, stats=text),
