@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import subprocess
@@ -75,7 +76,13 @@ def redis_server(folder: Path, *arguments: str) -> Iterator[RedisProcess]:
     """Run a server of its own with further ``arguments``."""
     server = RedisProcess(folder, _free_port(), arguments)
     try:
-        server.start()
+        try:
+            server.start()
+        except RuntimeError as error:
+            if "in use" not in str(error):
+                raise
+            server.port = _free_port()  # another process was faster
+            server.start()
         yield server
     finally:
         server.kill()
@@ -111,18 +118,17 @@ def _knows_all(server: RedisProcess, n: int) -> bool:
 
 
 def _free_port() -> int:
-    """Return a port that is free, as is the one that a cluster's servers talk over."""
+    """Return a port that is free, as is the one that a cluster's servers talk over.
+
+    Below those that the system gives to connections (32768 and up on Linux), so that a server that
+    was killed finds it free again.
+    """
     while True:
+        port = random.SystemRandom().randrange(12_000, 22_000)
         with socket.socket() as probe, socket.socket() as bus:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            if port + _BUS > 65_535:
-                port -= 2 * _BUS
             try:
+                probe.bind(("127.0.0.1", port))
                 bus.bind(("127.0.0.1", port + _BUS))
-                if port != probe.getsockname()[1]:
-                    with socket.socket() as other:
-                        other.bind(("127.0.0.1", port))
             except OSError:
                 continue
             return port

@@ -1,20 +1,15 @@
 """Commands to one server or to a cluster's, together: each to the server that holds its key.
 
-Keys of a single server are read with ``MGET`` s of up to ``CHUNK`` keys. A cluster takes only keys
-of one slot in a command: keys that share slots, by a tag or because they are many, are an ``MGET``
-a slot, others a ``GET`` each; the commands for one server go out in one piece.
-
 What a cluster says while it changes is followed: ``MOVED`` (noted, and the map is read again),
-``ASK``, ``TRYAGAIN``. Commands whose connection is lost under way are sent once more: all that are
+``ASK``. Commands whose connection is lost under way are sent once more: all that are
 sent here may be done twice.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias, cast
+from collections.abc import Sequence
+from typing import Final, TypeAlias
 
 import attrs
 import numpy as np
@@ -28,8 +23,6 @@ from actors.redis.server import Address, Server
 from actors.redis.slots import SlotMap, slots_of
 from actors.redis.wire import ErrorReply, Reply, pack
 
-# A server does nothing else during a command: 512 rows of 256 bytes take it about 0.25 ms.
-CHUNK: Final = 512
 # Times that one call follows a cluster's redirections.
 _ROUNDS: Final = 6
 # How often a cluster's map is read: when nothing is known to be wrong with it, when something is,
@@ -39,9 +32,6 @@ _ALARMED_S: Final = 0.5
 _LEAST_S: Final = 0.05
 
 _ASKING: Final = b"*1\r\n$6\r\nASKING\r\n"
-_GET: Final = b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n"
-_NO_SLOTS: Final = np.empty(0, np.int32)
-_TEXT_OR_NONE: Final = {bytes, type(None)}
 
 # Where to send some commands, whether after an ASKING, and their positions.
 _To: TypeAlias = tuple[Address, bool, Sequence[int]]
@@ -110,104 +100,18 @@ class Client:
                 self._stale = trio.Event()
                 # If nobody can be asked, everybody's link is down, and tells whoever sends.
                 with contextlib.suppress(RedisError):
-                    first = [each for each, (link, _) in self._links.items() if not link.is_down]
-                    slots = await _read_slots(self.server, first, self._timeout_s)
+                    ask = [each for each, (link, _) in self._links.items() if not link.is_down]
+                    ask += self.server.addresses
+                    slots = await _read_slots(self.server, ask, self._timeout_s)
                     self._slots = slots or self._slots
                 self._keep_links()
                 await trio.sleep(_LEAST_S)
-
-    async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return what some keys hold; None for those that are missing or hold no string.
-
-        The caller limits the time, by cancelling.
-
-        Raises:
-            RedisError: A server cannot be reached, or answered with an error; names it.
-        """
-        n = len(keys)
-        slots = _NO_SLOTS if self._slots is None else slots_of(keys)
-        if self._slots is not None and len(np.unique(slots)) > n / 2:
-            values = await self.execute([_GET % (len(key), key) for key in keys], slots)
-            if not set(map(type, values)) <= _TEXT_OR_NONE:
-                values = [self._text(value) for value in values]
-            return cast("list[bytes | None]", values)
-
-        def command(group: Sequence[int]) -> list[bytes]:
-            return [b"MGET", *[keys[i] for i in group]]
-
-        found: list[bytes | None] = [None] * n
-        for group, reply in await self._of_groups(n, slots, command):
-            if not isinstance(reply, list) or len(reply) != len(group):
-                raise RedisError(f"{self.server}: {reply!s:.200} for MGET")
-            if isinstance(group, range):
-                found[group.start : group.stop] = cast("list[bytes | None]", reply)
-            else:
-                for i, value in zip(group, reply, strict=True):
-                    found[i] = cast("bytes | None", value)
-        return found
-
-    def _text(self, reply: Reply) -> bytes | None:
-        """Return what ``MGET`` would have for a reply to ``GET``."""
-        if reply is None or isinstance(reply, bytes):
-            return reply
-        if isinstance(reply, ErrorReply) and reply.code == "WRONGTYPE":
-            return None
-        raise RedisError(f"{self.server}: {reply!s:.200} for GET")
-
-    async def put(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
-        """Set what some keys hold. If it fails, some of them may be set.
-
-        Raises:
-            RedisError: As ``get``.
-        """
-
-        def command(group: Sequence[int]) -> list[bytes]:
-            words = [b"MSET"]
-            for i in group:
-                words += (keys[i], values[i])
-            return words
-
-        slots = _NO_SLOTS if self._slots is None else slots_of(keys)
-        for _, reply in await self._of_groups(len(keys), slots, command):
-            if reply != b"OK":
-                raise RedisError(f"{self.server}: {reply!s:.200} for MSET")
-
-    async def _of_groups(
-        self,
-        n: int,
-        slots: NDArray[np.int32],
-        command: Callable[[Sequence[int]], list[bytes]],
-    ) -> list[tuple[Sequence[int], Reply]]:
-        """Send commands of many keys each; return the positions of each one's keys and its reply.
-
-        Args:
-            n: How many keys there are.
-            slots: int32 ``[n]``, of a cluster's keys.
-            command: Makes the one of some of them, given their positions.
-        """
-        groups: list[Sequence[int]]
-        if self._slots is None:
-            groups = [range(at, min(at + CHUNK, n)) for at in range(0, n, CHUNK)]
-        else:
-            groups = _groups(slots)
-        done: list[tuple[Sequence[int], Reply]] = []
-        while groups:
-            first = slots[[group[0] for group in groups]] if len(slots) else slots
-            replies = await self.execute([pack(command(group)) for group in groups], first)
-            split: list[Sequence[int]] = []
-            for group, reply in zip(groups, replies, strict=True):
-                if isinstance(reply, ErrorReply) and reply.code == "TRYAGAIN" and len(group) > 1:
-                    split += [[i] for i in group]  # its slot is on the way, key by key
-                else:
-                    done.append((group, reply))
-            groups = split
-        return done
 
     async def ask(self, key: bytes, *words: bytes) -> Reply:
         """Send one command about a key, which ``words`` contain; return its reply.
 
         Raises:
-            RedisError: As ``get``.
+            RedisError: As ``execute``, or the reply is an error.
         """
         (reply,) = await self.execute([pack(words)], slots_of([key]))
         if isinstance(reply, ErrorReply):
@@ -216,6 +120,8 @@ class Client:
 
     async def execute(self, commands: Sequence[bytes], slots: NDArray[np.int32]) -> list[Reply]:
         """Send commands, in order as far as they go to the same server; return their replies.
+
+        The caller limits the time, by cancelling.
 
         Args:
             commands: Packed.
@@ -352,10 +258,12 @@ async def open_client(server: Server, *, timeout_s: float) -> Client:
     raise failure
 
 
-async def _read_slots(server: Server, first: Sequence[Address], timeout_s: float) -> SlotMap | None:
-    """Ask a cluster, by whichever of its servers answers, who holds what; None if it is none."""
+async def _read_slots(
+    server: Server, addresses: Sequence[Address], timeout_s: float
+) -> SlotMap | None:
+    """Ask a cluster, by whichever of some addresses answers, who holds what; None if it is none."""
     failure: LinkDown | None = None
-    for address in dict.fromkeys([*first, *server.addresses]):
+    for address in dict.fromkeys(addresses):
         try:
             reply = await ask_once(server, address, [b"CLUSTER", b"SLOTS"], timeout_s=timeout_s)
         except Refused:
@@ -383,15 +291,3 @@ def _merged(todo: Sequence[_To]) -> list[_To]:
     for address, asking, which in todo:
         by_server.setdefault((address, asking), []).extend(which)
     return [(address, asking, which) for (address, asking), which in by_server.items()]
-
-
-def _groups(slots: NDArray[np.int32]) -> list[Sequence[int]]:
-    """Return positions of equal slots together, at most ``CHUNK`` of them."""
-    order = np.argsort(slots, kind="stable")
-    cuts = np.flatnonzero(np.diff(slots[order], prepend=-1, append=-1)).tolist()
-    at = order.tolist()
-    return [
-        at[start : min(start + CHUNK, last)]
-        for first, last in itertools.pairwise(cuts)
-        for start in range(first, last, CHUNK)
-    ]

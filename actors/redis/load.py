@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from actors.redis.client import Client
 from actors.redis.errors import BadRow
+from actors.redis.keys import get, put
 from actors.redis.rows import About, RedisTable
 from kernels.bundle.load import Bundle
 
@@ -81,7 +82,7 @@ async def fill(
     start = about.done
     for step in steps_of(bundle, table.table.name, start):
         rows = [row.tobytes() for row in step.rows]
-        await client.put(table.keys_of(step.keys), rows)
+        await put(client, table.keys_of(step.keys), rows)
         about = attrs.evolve(about, done=about.done + len(rows))
         if about.done == about.rows:
             about = attrs.evolve(about, whole=True)
@@ -138,7 +139,7 @@ async def compare(
     found = Compared()
     for step in steps_of(bundle, table.table.name, 0):
         names = table.keys_of(step.keys)
-        values = await client.get(names)
+        values = await get(client, names)
         for name, row, value in zip(names, step.rows, values, strict=True):
             if value != row.tobytes():
                 found.missing += value is None

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from actors.fetch import FetchLayout, Wanted
 from actors.parts import keys_by_table
 from actors.redis.client import Client
+from actors.redis.keys import get
 from actors.redis.rows import RedisTable
 from kernels.bundle.manifest import Manifest, Table
 from kernels.errors import LookupFailed
@@ -98,7 +99,7 @@ class ModelLookup:
             wanted = self._split(batch)
         asked = self._asked(wanted, batch)
         names = [name for table, keys in asked for name in table.keys_of(keys)]
-        values = await self._client.get(names)
+        values = await get(self._client, names)
         pieces: list[bytes] = []
         at = 0
         for table, keys in asked:

@@ -31,16 +31,25 @@ from actors.redis.load import read_about
 from actors.redis.lookup import ModelLookup
 from actors.redis.rows import PREFIX, RedisTable, prefix_of
 from actors.redis.server import Server, parse
+from actors.update_shard import UPDATE_QUESTIONS
 from actors.usual import answer_usual
 from actors.versions import QUESTIONS, Progress, Versions
 from kernels.bundle.load import Bundle
 from kernels.errors import LookupFailed
-from runtime.actor import Context, Envelope
+from runtime.actor import Context, Envelope, Reply
 from runtime.errors import StartError
 from runtime.mailbox import Mailbox
 from runtime.metrics import Metrics
 from transport.errors import Overloaded, Unavailable
-from transport.messages import LookupBatch, RowsPart, SeedOrder, UpdateAck, UpdateBatch
+from transport.messages import (
+    ErrorReply,
+    LookupBatch,
+    RowsPart,
+    SeedOrder,
+    SeedRequest,
+    UpdateAck,
+    UpdateBatch,
+)
 
 log = logging.getLogger(__name__)
 
@@ -205,8 +214,8 @@ class RedisShard:
 
     def _serve(self, envelope: Envelope, lookups: trio.Nursery) -> None:
         message = envelope.message
-        if isinstance(message, UpdateBatch | SeedOrder):
-            self._refuse_update(message)
+        if isinstance(message, UPDATE_QUESTIONS):
+            self._refuse_update(message, envelope.reply)
         elif not isinstance(message, LookupBatch):
             answer_usual(envelope, self._metrics)
         elif envelope.received_at + message.budget_us * 1e-6 <= trio.current_time():
@@ -219,8 +228,15 @@ class RedisShard:
             self._n_in_flight += 1
             lookups.start_soon(self._answer, message, envelope.received_at)
 
-    def _refuse_update(self, message: UpdateBatch | SeedOrder) -> None:
+    def _refuse_update(
+        self, message: UpdateBatch | SeedOrder | SeedRequest, reply: Reply | None
+    ) -> None:
         self._metrics.count("refused_updates")
+        text = f"tables of {self._context.name} lie in Redis: set their rows there"
+        if isinstance(message, SeedRequest):
+            if reply is not None:
+                reply(ErrorReply(request_id=0, code="invalid", message=text))
+            return
         ack = UpdateAck(
             replica=self._context.name,
             model=message.model,
@@ -228,7 +244,7 @@ class RedisShard:
             stream=0,
             applied=0,
             code="invalid",
-            message=f"tables of {self._context.name} lie in Redis: set their rows there",
+            message=text,
         )
         try:
             self._context.ref(message.updater).tell(ack)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import trio
 
-from actors.redis.client import CHUNK, Client, open_client
+from actors.redis.client import Client, open_client
 from actors.redis.errors import LinkDown, RedisError, Refused
+from actors.redis.keys import CHUNK, get, put
 from actors.redis.server import Address, parse
 from actors.redis.slots import SlotMap, slot_of, slots_of
 from actors.redis.wire import ErrorReply, Replies, pack
@@ -44,7 +45,7 @@ async def client_of(
 
 
 async def fill(client: Client, keys: list[bytes]) -> None:
-    await client.put(keys, [b"<%b>" % key for key in keys])
+    await put(client, keys, [b"<%b>" % key for key in keys])
 
 
 # Values
@@ -119,8 +120,8 @@ async def test_many_keys_come_back_in_order(one: RedisProcess) -> None:
         rng = np.random.default_rng(1)
         some = [keys[i] for i in rng.permutation(len(keys))]
         want = [b"<%b>" % key if int(key[6:]) % 2 == 0 else None for key in some]
-        assert await client.get(some) == want
-        assert await client.get([]) == []
+        assert await get(client, some) == want
+        assert await get(client, []) == []
 
 
 @needs_redis
@@ -129,9 +130,9 @@ async def test_what_somebody_gave_up_is_not_what_the_next_gets(one: RedisProcess
         await fill(client, [b"a", b"b"])
         with trio.CancelScope() as scope:
             scope.cancel()
-            await client.get([b"a"])
+            await get(client, [b"a"])
         assert scope.cancelled_caught
-        assert await client.get([b"b"]) == [b"<b>"]
+        assert await get(client, [b"b"]) == [b"<b>"]
 
 
 @needs_redis
@@ -152,13 +153,13 @@ async def test_a_paused_server_is_given_up_and_found_again(one: RedisProcess) ->
         await fill(client, [b"p"])
         one.cli("client", "pause", "300", "all")
         with pytest.raises(LinkDown, match=f"127.0.0.1:{one.port}: no answer within 100 ms"):
-            await client.get([b"p"])
+            await get(client, [b"p"])
         with pytest.raises(LinkDown, match="no answer"):
-            await client.get([b"p"])  # at once, this time
+            await get(client, [b"p"])  # at once, this time
         with trio.fail_after(5):
             while True:
                 try:
-                    assert await client.get([b"p"]) == [b"<p>"]
+                    assert await get(client, [b"p"]) == [b"<p>"]
                     break
                 except LinkDown:
                     await trio.sleep(0.02)
@@ -171,12 +172,12 @@ async def test_a_killed_server_is_found_again(tmp_path: Path) -> None:
             await fill(client, [b"a"])
             server.kill()
             with pytest.raises(LinkDown, match=f"127.0.0.1:{server.port}: .*refused"):
-                await client.get([b"a"])
+                await get(client, [b"a"])
             server.start()
             with trio.fail_after(5):
                 while True:
                     try:
-                        assert await client.get([b"a"]) == [None]
+                        assert await get(client, [b"a"]) == [None]
                         break
                     except LinkDown:
                         await trio.sleep(0.02)
@@ -187,7 +188,7 @@ async def test_a_connection_lost_in_passing_is_not_noticed(one: RedisProcess) ->
     async with client_of(one.url) as client:
         await fill(client, [b"a"])
         one.cli("client", "kill", "type", "normal", "skipme", "yes")
-        assert await client.get([b"a"]) == [b"<a>"]
+        assert await get(client, [b"a"]) == [b"<a>"]
 
 
 @needs_redis
@@ -197,7 +198,7 @@ async def test_only_the_right_password_gets_in(tmp_path: Path) -> None:
             with pytest.raises(Refused, match=f"127.0.0.1:{server.port}: (NOAUTH|WRONGPASS)"):
                 await open_client(parse(server.url, password=password), timeout_s=TIMEOUT_S)
         async with client_of(server.url, password="right") as client:
-            assert await client.get([b"a"]) == [None]
+            assert await get(client, [b"a"]) == [None]
 
 
 @needs_redis
@@ -221,7 +222,7 @@ async def test_an_encrypted_connection_is_checked(tmp_path: Path) -> None:
             await nursery.start(client.run)
             keys = [b"tls:%d" % i for i in range(CHUNK + 9)]
             await fill(client, keys)
-            assert await client.get(keys) == [b"<%b>" % key for key in keys]
+            assert await get(client, keys) == [b"<%b>" % key for key in keys]
             nursery.cancel_scope.cancel()
         with pytest.raises(Refused, match=f"127.0.0.1:{port}: .*certificate"):
             await open_client(parse(f"rediss://127.0.0.1:{port}"), timeout_s=TIMEOUT_S)
@@ -232,6 +233,15 @@ async def test_an_encrypted_connection_is_checked(tmp_path: Path) -> None:
 async def test_nobody_there_is_said_so() -> None:
     with pytest.raises(LinkDown, match=r"127.0.0.1:1: .*refused"):
         await open_client(parse("redis://127.0.0.1:1"), timeout_s=TIMEOUT_S)
+
+
+@needs_redis
+async def test_of_several_addresses_the_first_that_answers_is_the_server(
+    one: RedisProcess,
+) -> None:
+    async with client_of(f"redis://127.0.0.1:1,127.0.0.1:{one.port},127.0.0.1:2") as client:
+        assert client.addresses == [Address("127.0.0.1", one.port)]
+        assert await get(client, [b"nothing"]) == [None]
 
 
 async def test_what_is_no_redis_is_said_so() -> None:
@@ -259,7 +269,7 @@ async def test_a_cluster_is_known_from_any_of_its_servers(cluster: list[RedisPro
             assert client.is_cluster
             assert {each.port for each in client.addresses} == {each.port for each in cluster}
             await fill(client, keys)
-            assert await client.get(keys[::-1]) == [b"<%b>" % key for key in keys[::-1]]
+            assert await get(client, keys[::-1]) == [b"<%b>" % key for key in keys[::-1]]
     assert all(int(server.cli("dbsize")) > 50 for server in cluster)
 
 
@@ -272,7 +282,7 @@ async def test_what_is_no_string_is_as_missing(
         async with client_of(url) as client:
             await fill(client, [b"string", b"another"])
             assert await client.ask(b"list", b"RPUSH", b"list", b"x") == 1
-            assert await client.get(keys) == [b"<string>", None, None, b"<another>"]
+            assert await get(client, keys) == [b"<string>", None, None, b"<another>"]
 
 
 @needs_redis
@@ -290,13 +300,13 @@ async def test_a_slot_on_the_move_is_followed(cluster: list[RedisProcess]) -> No
         to = ("migrate", "127.0.0.1", str(target.port), "", "0", "1000", "keys", *moved)
         assert source.cli(*to) == "OK"
         want = [b"<%b>" % key for key in keys]
-        assert await client.get(keys) == want  # by TRYAGAIN and ASK
+        assert await get(client, keys) == want  # by TRYAGAIN and ASK
         for i in (3, 4, 5):
             source.cli("migrate", "127.0.0.1", str(target.port), f"{{move}}{i}", "0", "1000")
         for server in (target, source):
             assert server.cli("cluster", "setslot", slot, "node", ids[1]) == "OK"
-        assert await client.get(keys) == want  # by MOVED
-        assert await client.get(keys) == want
+        assert await get(client, keys) == want  # by MOVED
+        assert await get(client, keys) == want
 
 
 @needs_redis
@@ -315,14 +325,14 @@ async def test_keys_of_other_servers_come_while_one_is_away(cluster: list[RedisP
         others = [key for key in keys if key not in theirs]
         assert theirs
         away.kill()
-        assert await client.get(others) == [b"<%b>" % key for key in others]
+        assert await get(client, others) == [b"<%b>" % key for key in others]
         with pytest.raises(LinkDown, match=f"127.0.0.1:{away.port}: "):
-            await client.get(keys)
+            await get(client, keys)
         away.start()
         with trio.fail_after(10):
             while True:
                 try:
-                    values = await client.get(keys)
+                    values = await get(client, keys)
                     break
                 except RedisError:  # CLUSTERDOWN, for as long as it has heard of no other
                     await trio.sleep(0.05)

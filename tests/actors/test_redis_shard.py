@@ -32,12 +32,14 @@ from runtime.supervisor import sole
 from runtime.topology import Topology, all_in_one
 from tests import tiny
 from tests.redis_help import RedisProcess, needs_redis, redis_cluster, redis_server
+from transport.errors import InvalidRequest
 from transport.messages import (
     LookupBatch,
     Message,
     Ping,
     Pong,
     RowsPart,
+    SeedRequest,
     StatsReply,
     StatsRequest,
     UpdateAck,
@@ -358,6 +360,9 @@ async def test_live_updates_are_refused(one: RedisProcess, tiny_bundle: Path) ->
         assert isinstance(ack, UpdateAck)
         assert (ack.code, ack.applied) == ("invalid", 0)
         assert "set their rows there" in ack.message
+        seed = SeedRequest(model="tiny", version=update.version, snapshot=0, offset=0)
+        with pytest.raises(InvalidRequest, match="set their rows there"):
+            await shard.ref.ask(seed, budget=5)
 
 
 async def test_a_batch_without_time_is_dropped(one: RedisProcess, tiny_bundle: Path) -> None:

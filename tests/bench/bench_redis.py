@@ -22,6 +22,7 @@ import numpy as np
 import trio
 
 from actors.redis.client import Client, open_client
+from actors.redis.keys import put
 from actors.redis.lookup import ModelLookup
 from actors.redis.rows import RedisTable
 from actors.redis.server import parse
@@ -97,7 +98,7 @@ async def _fill(client: Client, table: RedisTable, rows: np.ndarray) -> None:
     keys = table.keys_of(np.arange(len(rows)))
     for at in range(0, len(rows), 4096):
         values = [row.tobytes() for row in rows[at : at + 4096]]
-        await client.put(keys[at : at + 4096], values)
+        await put(client, keys[at : at + 4096], values)
 
 
 async def _measure(
