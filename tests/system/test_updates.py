@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from actors.update import main
 from kernels.bundle.build import BuildOptions, build_bundle
+from kernels.placement import PLACEMENT_FILE, CachedTable, derive, write_placement
 from runtime.bench.procs import list_processes
 from tests import tiny
 from tests.system.cluster_help import free_port
@@ -106,9 +107,11 @@ listen = "{updater}"
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Cluster]:
+def serving(folder: Path, cached: tuple[CachedTable, ...] = ()) -> Iterator[Cluster]:
     model, features = tiny.write_model(folder)
-    build_bundle(model, features, folder / "bundle", BuildOptions())
+    manifest = build_bundle(model, features, folder / "bundle", BuildOptions())
+    if cached:
+        write_placement(derive(manifest, 2, cached=cached), folder / "bundle" / PLACEMENT_FILE)
     gateway, updater = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
     (folder / "cluster.toml").write_text(cluster_text(folder / "bundle", gateway, updater))
     out = folder / "out.txt"
