@@ -6,8 +6,8 @@ A made-up model (``synthetic.py``) is planned as a bundle would be; keys are dra
 hashed to segments and these to groups by the functions that serve. What it tells:
 
 * bytes: of each shard, the fullest over the mean;
-* traffic: rows asked of each shard, the busiest over the mean, each lookup counted and each
-  distinct key of a batch counted once, which is what is sent;
+* traffic: bytes that each shard reads for the rows asked of it, the busiest over the mean: with
+  each lookup counted, and with each distinct key of a batch counted once, which is what is sent;
 * fan-out: shards that a batch of requests asks;
 * tail: the time until the last part of a batch is there. A part's time is lognormal, given by its
   median and its 99th percentile; parts are independent. Hedged, a part that is late at the 95th
@@ -27,6 +27,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.placement.costs import read_bytes
 from kernels.placement.planner import Budget, Plan, plan
 from kernels.placement.report import size_text
 from kernels.placement.skew import F64
@@ -83,6 +84,19 @@ def join_times(
     return np.asarray(parts.max(axis=1), np.float64)
 
 
+@attrs.frozen(eq=False)
+class Asked:
+    """What a batch asks of the groups.
+
+    Attributes:
+        rows: float64 ``[2]``: in all, each lookup counted and each distinct key counted once.
+        reads: float64 ``[2, n_groups]``: the bytes that each group reads for these.
+    """
+
+    rows: F64
+    reads: F64
+
+
 class Requests:
     """Draws the keys of a model's requests and says which groups hold them.
 
@@ -95,11 +109,11 @@ class Requests:
         self._plan = placed
         self._random = np.random.default_rng([seed, 2])
 
-    def batch(self, n_requests: int) -> tuple[I64, I64]:
-        """Return the rows asked of each group, and the distinct ones; int64 ``[n_groups]`` each."""
+    def batch(self, n_requests: int) -> Asked:
+        """Draw a batch of requests."""
         placed = self._plan
         n_groups = placed.placement.n_groups
-        asked, distinct = np.zeros(n_groups, np.int64), np.zeros(n_groups, np.int64)
+        rows, reads = np.zeros(2), np.zeros((2, n_groups))
         for number, table in enumerate(placed.manifest.tables):
             traffic = placed.traffic.tables[table.name]
             if table.name in placed.placement.device or not traffic.lookups:
@@ -111,12 +125,14 @@ class Requests:
             # Ids in no order of hotness; rows of dense tables are sorted by it.
             keys = mix64(ranks + (np.int64(number) << 40)).view(np.int64) if table.keyed else ranks
             groups = placed.placement.group_of(table.name)
-            for counts, each in ((asked, keys), (distinct, np.unique(keys))):
+            for i, each in enumerate((keys, np.unique(keys))):
                 segments = segment_of(
                     each, n_segments=table.segments, rows=table.rows, keyed=table.keyed
                 )
-                counts += np.bincount(groups[segments], minlength=n_groups)
-        return asked, distinct
+                counts = np.bincount(groups[segments], minlength=n_groups)
+                rows[i] += len(each)
+                reads[i] += counts * read_bytes(table)
+        return Asked(rows, reads)
 
 
 def simulate(options: argparse.Namespace) -> dict[str, Any]:
@@ -137,19 +153,17 @@ def simulate(options: argparse.Namespace) -> dict[str, Any]:
     requests = Requests(placed, options.seed)
     batches = {}
     for n in options.batch:
-        asked, distinct = np.zeros((2, options.shards), np.int64)
-        fan_outs = []
-        for _ in range(options.trials):
-            more, fewer = requests.batch(n)
-            asked, distinct = asked + more, distinct + fewer
-            fan_outs.append(int((fewer > 0).sum()))
+        asked = [requests.batch(n) for _ in range(options.trials)]
+        rows = np.mean([each.rows for each in asked], axis=0) / n
+        reads = np.sum([each.reads for each in asked], axis=0)
+        fan_outs = [int((each.reads[1] > 0).sum()) for each in asked]
         fan_out = round(float(np.mean(fan_outs)))
         batches[n] = {
             "fan_out": float(np.mean(fan_outs)),
-            "rows": float(asked.sum()) / options.trials / n,
-            "distinct": float(distinct.sum()) / options.trials / n,
-            "rows_max_over_mean": _over(asked),
-            "distinct_max_over_mean": _over(distinct),
+            "rows": float(rows[0]),
+            "distinct": float(rows[1]),
+            "reads_max_over_mean": _over(reads[0]),
+            "distinct_reads_max_over_mean": _over(reads[1]),
             "join_ms": _quantiles(
                 join_times(latency, fan_out, options.joins, random, hedged=False)
             ),
@@ -227,7 +241,8 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
         plain, hedged = batch["join_ms"], batch["hedged_ms"]
         yield (
             f"{n:>8} {batch['fan_out']:>8.1f} {batch['rows']:>8.0f} {batch['distinct']:>9.0f} "
-            f"{batch['rows_max_over_mean']:>9.3f} {batch['distinct_max_over_mean']:>9.3f}  "
+            f"{batch['reads_max_over_mean']:>9.3f} "
+            f"{batch['distinct_reads_max_over_mean']:>9.3f}  "
             f"{plain['p50']:>9.2f} {plain['p99']:>7.2f} {plain['p99.9']:>7.2f}  "
             f"{hedged['p50']:>10.2f} {hedged['p99']:>7.2f} {hedged['p99.9']:>7.2f}"
         )
