@@ -13,8 +13,9 @@ GROUP: Final = 16
 _CELLS: Final = 2
 # Rows that share a block of the sketch, which has 128 counters: 16 a row, as in Caffeine.
 _ROWS_A_BLOCK: Final = 8
-# Cells 2 x 8, key and time 16, uses 1 1/4, and 1/8 of a block of 68 bytes.
-_OVERHEAD_BYTES: Final = 41.75
+OVERHEAD_BYTES: Final = 41.75
+"""Of a row: cells 2 x 8, key and time 16, uses 1 1/4, and 1/8 of a block of 68 bytes."""
+
 # A count is of about ten times as many keys as there are rows (TinyLFU, 3.4.1); where there are
 # few rows, of so many keys that several batches are among them.
 _PERIOD_ROWS: Final = 10
@@ -54,12 +55,12 @@ class Sizes:
         """
         if row_bytes < 1:
             raise ValueError(f"row_bytes: want at least 1, got {row_bytes}")
-        rows = min(int(max_bytes / (row_bytes + _OVERHEAD_BYTES)), _MOST_ROWS)
+        rows = min(int(max_bytes / (row_bytes + OVERHEAD_BYTES)), _MOST_ROWS)
         if most_rows is not None:
             rows = min(rows, -(-most_rows // GROUP) * GROUP)
         capacity = rows // GROUP * GROUP
         if capacity < GROUP:
-            least = int(GROUP * (row_bytes + _OVERHEAD_BYTES))
+            least = int(GROUP * (row_bytes + OVERHEAD_BYTES))
             raise ValueError(
                 f"max_bytes: want at least {least}, for {GROUP} rows of {row_bytes} bytes, "
                 f"got {max_bytes}"
@@ -75,7 +76,7 @@ class Sizes:
     @property
     def size_bytes(self) -> int:
         """What all takes."""
-        return int(self.capacity * (self.row_bytes + _OVERHEAD_BYTES))
+        return int(self.capacity * (self.row_bytes + OVERHEAD_BYTES))
 
 
 @attrs.frozen(kw_only=True)

@@ -8,6 +8,7 @@ number of rows of each table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -15,6 +16,7 @@ import attrs
 import numpy as np
 
 from kernels.bundle.manifest import Table
+from kernels.hot.sizes import GROUP, OVERHEAD_BYTES
 from kernels.placement.costs import Costs
 from kernels.placement.placement import CachedTable
 from kernels.placement.traffic import BATCH_REQUESTS, Traffic
@@ -79,17 +81,17 @@ def _fill(
         found = []
         for table in tables:
             asked = traffic.tables[table.name]
-            share = threshold * table.row_bytes / costs[table.name].row
+            share = threshold * _kept_bytes(table) / costs[table.name].row
             if share >= 1:
                 found.append(0.0)
                 continue
             chance = -np.log1p(-share) / (asked.lookups * BATCH_REQUESTS)
-            found.append(float(asked.keys.hotter_than(chance)))
+            found.append(float(asked.keys.hotter_than(chance)) // GROUP * GROUP)
         return found
 
     def size(threshold: float) -> float:
         counted = zip(tables, rows(threshold), strict=True)
-        return sum(table.row_bytes * n for table, n in counted)
+        return float(sum(np.ceil(_kept_bytes(table) * n) for table, n in counted))
 
     low, high = -60.0, 10.0  # logarithms of thresholds: at high, nothing fits any more
     if size(np.exp(low)) <= cache_bytes:
@@ -103,12 +105,17 @@ def _fill(
     return rows(np.exp(high))
 
 
+def _kept_bytes(table: Table) -> float:
+    """Return what a cached row takes, see ``kernels.hot``."""
+    return table.row_bytes + OVERHEAD_BYTES
+
+
 def _plan(table: Table, traffic: Traffic, costs: Costs, rows: float) -> CachePlan:
     asked = traffic.tables[table.name]
     draws = asked.lookups * BATCH_REQUESTS
     hits = asked.keys.distinct(draws, rows) / BATCH_REQUESTS
     return CachePlan(
-        table=CachedTable(table.name, max(int(rows * table.row_bytes), 1)),
+        table=CachedTable(table.name, math.ceil(rows * _kept_bytes(table))),
         rows=rows,
         hit_rate=float(asked.keys.head(rows)),
         distinct=max(costs.distinct - hits, 0.0),

@@ -10,6 +10,7 @@ import numpy as np
 
 from kernels.bundle.manifest import Manifest, Table
 from kernels.errors import PlacementError
+from kernels.hot.sizes import Sizes
 from kernels.placement.placement import CachedTable, Placement
 
 # A card's kernels take rows' numbers as int32.
@@ -43,7 +44,7 @@ def check_placement(placement: Placement, manifest: Manifest, n_groups: int | No
     for name in placement.device:
         _check_device(tables[name])
     for each in placement.cached:
-        _check_cached(each, placement)
+        _check_cached(each, placement, tables[each.table])
     _check_pieces(placement, tables)
     for name, table in tables.items():
         if name not in placement.device:
@@ -68,13 +69,13 @@ def _check_device(table: Table) -> None:
         )
 
 
-def _check_cached(each: CachedTable, placement: Placement) -> None:
+def _check_cached(each: CachedTable, placement: Placement, table: Table) -> None:
     if each.table in placement.device:
         raise PlacementError(f"cached: table {each.table!r} lies on the device already")
-    if each.max_bytes < 1:
-        raise PlacementError(
-            f"cached: table {each.table!r}: max_bytes: want at least 1, got {each.max_bytes}"
-        )
+    try:
+        Sizes.fitting(table.row_bytes, each.max_bytes)
+    except ValueError as error:
+        raise PlacementError(f"cached: table {each.table!r}: {error}") from error
     if not (math.isfinite(each.stale_s) and each.stale_s >= 0):
         raise PlacementError(
             f"cached: table {each.table!r}: stale_s: want seconds, got {each.stale_s}"

@@ -15,7 +15,6 @@ import trio
 import trio.testing
 from numpy.typing import NDArray
 
-from actors.hot_rows import hot_tables
 from actors.layouts import placement_of
 from kernels.bundle.load import load_bundle
 from kernels.placement import CachedTable
@@ -148,11 +147,8 @@ async def test_a_place_for_few_rows_serves_all(tiny_bundle: Path, tmp_path: Path
 def test_a_place_for_no_row_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = cache(tiny_bundle, tmp_path, "users", max_bytes=100)
     model = topology_of(bundle).models["tiny"]
-    opened = load_bundle(bundle)
-    layouts = placement_of(model, opened)
-    assert layouts.hot == 2
-    with pytest.raises(StartError, match="model tiny: cached: table 'users': max_bytes: want at"):
-        hot_tables("executor-0", model, opened, layouts)
+    with pytest.raises(StartError, match=r"model tiny: .* cached: table 'users': max_bytes: want"):
+        placement_of(model, load_bundle(bundle))
 
 
 async def test_rows_that_changed_are_used_no_longer_than_the_bound(

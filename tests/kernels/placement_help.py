@@ -49,7 +49,7 @@ def placements(draw: st.DrawFn) -> tuple[Manifest, Placement]:
             continue
         if draw(st.booleans()):
             stale_s = draw(st.floats(0, 1e6))
-            cached.append(CachedTable(table.name, draw(st.integers(1, 2**40)), stale_s))
+            cached.append(CachedTable(table.name, draw(st.integers(1000, 2**40)), stale_s))
         cuts = sorted(draw(st.sets(st.integers(1, table.segments), max_size=n_groups - 1)))
         edges = sorted({0, *cuts, table.segments})
         owners = draw(st.permutations(range(n_groups)))

@@ -6,7 +6,7 @@ from pathlib import Path
 import attrs
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.bundle.__main__ import main
@@ -16,6 +16,7 @@ from kernels.bundle.manifest import GpuSupport, Manifest
 from kernels.bundle.recorded import Case
 from kernels.errors import PlacementError
 from kernels.features.spec import load_spec
+from kernels.hot.sizes import Sizes
 from kernels.placement import check_placement, read_placement
 from kernels.placement.divide import Item, divide
 from kernels.placement.planner import Budget, Plan, device_bytes, plan
@@ -64,6 +65,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     return manifest_of(*tables)
 
 
+@settings(deadline=None)
 @given(manifests(), st.integers(1, 9), st.floats(0, 1e10), st.floats(0, 1e9))
 def test_any_plan_fits_its_manifest_and_its_budget(
     manifest: Manifest, n_groups: int, gpu_bytes: float, cache_bytes: float
@@ -133,6 +135,8 @@ def test_caches_take_the_rows_that_save_the_most() -> None:
     assert {each.stale_s for each in found.placement.cached} == {2.5}
     filled = sum(each.max_bytes for each in found.placement.cached)
     assert 0.9e6 < filled <= 1e6
+    for each in found.placement.cached:
+        assert Sizes.fitting(16, each.max_bytes).capacity == found.caches[each.table].rows
     more = planned(manifest, 2, cache_bytes=1e7)
     assert more.caches["large"].hit_rate > found.caches["large"].hit_rate > 0.3
     assert more.rows.sum() < found.rows.sum() < planned(manifest, 2).rows.sum()
@@ -173,6 +177,7 @@ def test_hashed_ids_are_not_taken_to_be_sorted(tmp_path: Path) -> None:
 LOADS = st.lists(st.lists(st.floats(0, 100), min_size=1, max_size=20), min_size=0, max_size=6)
 
 
+@settings(deadline=None)
 @given(LOADS, st.integers(1, 7))
 def test_pieces_are_stretches_that_cover_each_table_once(
     loads: Sequence[Sequence[float]], n_groups: int
