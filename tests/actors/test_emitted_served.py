@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import trio
@@ -17,8 +18,9 @@ import trio
 from kernels.bundle.load import load_bundle
 from kernels.gpu import model as gpu_model
 from kernels.plan import phases
+from runtime.errors import StartError
 from runtime.service import Service
-from runtime.topology import all_in_one
+from runtime.topology import Topology, all_in_one
 from tests import tiny
 from tests.kernels import shim
 from tests.kernels.gpu_help import FakeCuda, ShimBuilder, fake_cuda
@@ -35,7 +37,18 @@ def emitted(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     return fake_cuda
 
 
+def options_of(gpu: dict[str, Any]) -> dict[str, Any]:
+    """Return an executor's options with those of its card."""
+    return {"device": "cuda", "lanes": 2, "max_rows": 32, "gpu": gpu | {"buckets": [32]}}
+
+
 async def largest_error(bundle: Path, gpu: dict[str, Any], placement: Path | None = None) -> float:
+    """As ``largest_error_on``, of a bundle on one card."""
+    topology = all_in_one(bundle, executor=options_of(gpu), placement=placement)
+    return await largest_error_on(topology)
+
+
+async def largest_error_on(topology: Topology) -> float:
     """Ask for many requests' scores at once; return how far the worst is from the whole model."""
     errors = [np.inf] * N_ASKED
 
@@ -49,8 +62,6 @@ async def largest_error(bundle: Path, gpu: dict[str, Any], placement: Path | Non
         want = tiny.click(user, {"item_id": ids, "genre": genres, "price": prices})
         errors[number] = float(np.abs(answer.scores - want).max())
 
-    options = {"device": "cuda", "lanes": 2, "max_rows": 32, "gpu": gpu | {"buckets": [32]}}
-    topology = all_in_one(bundle, executor=options, placement=placement)
     async with Service.open(topology) as service, trio.open_nursery() as nursery:
         for number in range(N_ASKED):
             nursery.start_soon(ask, service, number)
@@ -94,3 +105,26 @@ async def test_launches_of_wide_linears_are_served(
     launched = emitted.launched
     assert await largest_error(tiny_bundle, {}) < 2e-3
     assert emitted.launched > launched
+
+
+async def test_executors_of_a_model_may_have_cards_of_their_own(
+    tiny_bundle: Path, emitted: FakeCuda
+) -> None:
+    emitted.show(2)
+    before = [emitted.contexts(card) for card in range(2)]
+    whole = all_in_one(tiny_bundle, executor=options_of({}))
+    [node] = whole.nodes
+    [*others, first] = node.actors
+    second = attrs.evolve(first, name="executor-1", options=options_of({"index": 1}))
+    node = attrs.evolve(node, actors=(*others, first, second))
+    [model] = whole.models.values()
+    model = attrs.evolve(model, executors=("executor-0", "executor-1"))
+    topology = attrs.evolve(whole, nodes=(node,), models={model.name: model})
+    assert await largest_error_on(topology) < 2e-3
+    assert [emitted.contexts(card) - n for card, n in enumerate(before)] == [1, 1]
+
+
+async def test_a_card_that_is_not_there_is_named(tiny_bundle: Path) -> None:
+    topology = all_in_one(tiny_bundle, executor=options_of({"index": 1}))
+    with pytest.raises(StartError, match="executor-0: there is no card 1: this machine shows 1"):
+        await largest_error_on(topology)

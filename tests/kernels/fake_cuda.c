@@ -18,11 +18,25 @@ enum { NOT_READY = 600, LAUNCH_FAILED = 719, MOST_ARGUMENTS = 40 };
 
 static int enabled, held, fail_code;
 static char fail_name[64];
-static long n_allocations, n_live, n_copied, n_launched;
+static long n_allocations, n_live, n_copied, n_launched, n_contexts[8];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 
-void fake_enable(int on) { enabled = on; fail_name[0] = 0; n_copied = n_launched = 0; }
+static int n_devices = 1;
+static long lasts = -1;  // launches of graphs after which the card is lost; -1 for ever
+// For processes that find this library where they look for the driver's.
+__attribute__((constructor)) static void in_the_environment(void) {
+  const char* launches = getenv("FAKE_CUDA_LAUNCHES");
+  if (launches) enabled = 1, lasts = atol(launches);
+}
+
+void fake_enable(int on) {
+  enabled = n_devices = on;
+  fail_name[0] = 0;
+  n_copied = n_launched = 0;
+}
+void fake_devices(int n) { n_devices = n; }
+long fake_contexts(int device) { return n_contexts[device]; }  // made so far
 long fake_allocations(void) { return n_allocations; }  // memory, modules, graphs, streams, events
 long fake_live(void) { return n_live; }
 long fake_copied(void) { return n_copied; }  // bytes from the host to the card
@@ -85,13 +99,17 @@ int trap(Any* p) { return LAUNCH_FAILED; }
 // ---- devices and contexts
 Result cuInit(unsigned flags) { return enabled ? OK : NO_DEVICE; }
 Result cuDriverGetVersion(int* version) { *version = 13000; return OK; }
-Result cuDeviceGetCount(int* n) { *n = 1; return OK; }
+Result cuDeviceGetCount(int* n) { *n = n_devices; return OK; }
 Result cuDeviceGetName(char* name, int n, int device) { snprintf(name, n, "Fake H100"); return OK; }
 Result cuDeviceGetAttribute(int* value, int attribute, int device) {
   *value = attribute == 75 ? 9 : attribute == 16 ? 132 : attribute == 97 ? 232448 : 0;
   return OK;
 }
-Result cuDevicePrimaryCtxRetain(Any* context, int device) { *context = made(1); return OK; }
+Result cuDevicePrimaryCtxRetain(Any* context, int device) {
+  n_contexts[device]++;
+  *context = made(1);
+  return OK;
+}
 Result cuDevicePrimaryCtxRelease(int device) { __sync_fetch_and_sub(&n_live, 1); return OK; }
 Result cuCtxCreate(Any* context, Any parameters, unsigned flags, int device) {
   *context = made(1);
@@ -141,6 +159,7 @@ Result cuEventDestroy(Any event) { return gone(event); }
 Result cuEventRecord(Any event, Any stream) { return OK; }
 Result cuEventSynchronize(Any event) {
   MAY_FAIL;
+  if (!lasts) return LAUNCH_FAILED;
   pthread_mutex_lock(&lock);
   while (held) pthread_cond_wait(&changed, &lock);
   pthread_mutex_unlock(&lock);
@@ -304,6 +323,7 @@ Result cuGraphExecDestroy(Any exec) { return gone(exec); }
 Result cuGraphUpload(Any exec, Any stream) { return OK; }
 Result cuGraphLaunch(Graph* exec, Any stream) {
   MAY_FAIL;
+  if (lasts > 0) lasts--;
   for (Step* step = exec->first; step; step = step->next) {
     Result result = run(step);
     if (result) return result;

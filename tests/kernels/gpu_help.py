@@ -62,6 +62,14 @@ class FakeCuda:
     def launched(self) -> int:
         return int(self.library.fake_launched())
 
+    def show(self, n_cards: int) -> None:
+        """Let the driver show so many cards, up to eight."""
+        self.library.fake_devices(n_cards)
+
+    def contexts(self, card: int) -> int:
+        """Primary contexts made on a card so far."""
+        return int(self.library.fake_contexts(card))
+
     def fail(self, function: str, code: int) -> None:
         """Let a function of the driver fail from now on; ``""`` lets none."""
         self.library.fake_fail(function.encode(), code)
@@ -117,8 +125,8 @@ class ShimBuilder:
         """There is nothing to end."""
 
 
-@functools.cache
-def _load() -> FakeCuda:
+def fake_library() -> Path:
+    """Compile the fake, unless that was done; return its path."""
     digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"tensorbatch-fake-cuda-{digest}.so"
     if not path.exists():
@@ -128,6 +136,12 @@ def _load() -> FakeCuda:
             command = ["cc", *options, "-o", str(made), str(SOURCE), "-ldl", "-lpthread"]
             subprocess.run(command, check=True, capture_output=True)
             made.rename(path)
+    return path
+
+
+@functools.cache
+def _load() -> FakeCuda:
+    path = fake_library()
     return FakeCuda(path, ctypes.CDLL(str(path)))
 
 
