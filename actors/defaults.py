@@ -1,4 +1,4 @@
-"""Default rows in place of rows that no shard is left to send: the gateway's way to answer at all.
+"""Default rows in place of rows that no shard is left to send: the way to answer at all.
 
 A part of default rows is made by the code that shards make theirs with, of tables of one row.
 """
@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.fetch import FetchedTable
 from actors.layouts import Layouts
 from kernels.bundle.load import Bundle
 from kernels.lookup import PooledLookup
@@ -54,6 +55,15 @@ class DefaultRows:
             rows=self._rows(np.diff(lookup.key_splits)),
         )
 
+    def encoded(self, fetched: FetchedTable) -> NDArray[np.uint8]:
+        """Return a fetched table's default row, uint8 ``[row_bytes]``, as rows are stored.
+
+        Raises:
+            StoreError: A table is no longer what it was.
+        """
+        row = self._default_rows[fetched.table.name].reshape(1, -1)
+        return encode_rows(row, fetched.dtype).ravel()
+
     def _pooled(self, part: int) -> tuple[PooledLookup, PooledLookup]:
         lookups = self._lookups.get(part)
         if lookups is None:
@@ -71,8 +81,7 @@ class DefaultRows:
         pieces = [np.empty(0, np.uint8)]
         fetch = self._layouts.fetch
         for fetched, n in zip(() if fetch is None else fetch.tables, counts.tolist(), strict=False):
-            row = self._default_rows[fetched.table.name].reshape(1, -1)
-            pieces.append(np.tile(encode_rows(row, fetched.dtype).ravel(), n))
+            pieces.append(np.tile(self.encoded(fetched), n))
         return np.concatenate(pieces)
 
     @cached_property

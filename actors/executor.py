@@ -203,7 +203,7 @@ class Executor:
             if hot is not None:
                 hot.answered(message)
         elif isinstance(message, LookupBatch) and hot is not None and message.part == hot.part:
-            hot.ask(message)
+            hot.ask(message, at)
         else:
             serving.engine.add(message, at)
 

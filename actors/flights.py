@@ -26,11 +26,13 @@ class Part:
     Attributes:
         rows: uint8 ``[n_bytes]``; those that need not be fetched are there.
         n_flights: How many it waits for; negative once it has failed.
+        degraded: Whether default rows stand for some of its rows.
     """
 
     lookup: LookupBatch
     rows: U8
     n_flights: int = 0
+    degraded: bool = False
 
 
 @attrs.frozen(eq=False)
@@ -77,11 +79,17 @@ class Flight:
         """The number after that of its last claim."""
         return self.first + len(self.keys)
 
-    def land(self, rows: U8) -> list[Part]:
-        """Give those who wait their rows; return the parts that are complete now."""
+    def land(self, rows: U8, *, degraded: bool = False) -> list[Part]:
+        """Give those who wait their rows; return the parts that are complete now.
+
+        Args:
+            rows: uint8 ``[n_bytes]``.
+            degraded: Whether these are default rows in place of the real ones.
+        """
         complete = []
         for waiting in self.waiting:
             part, positions = waiting.part, waiting.positions
+            part.degraded = part.degraded or degraded
             copy_rows(part.rows, waiting.to, rows, self.at[positions], self.sizes[positions])
             part.n_flights -= 1
             if not part.n_flights:

@@ -46,9 +46,12 @@ class HotAsker:
         """Let a nursery run what takes time."""
         self._prober.start(nursery)
 
-    def ask(self, lookup: LookupBatch) -> None:
-        """Take what a batch wants of cached tables."""
+    def ask(self, lookup: LookupBatch, at: float) -> None:
+        """Take what a batch wants of cached tables, which came at ``at``."""
         now = trio.current_time()
+        if at + lookup.budget_us * 1e-6 <= now:
+            self._metrics.count("expired")
+            return
         shared = self._tables.n_shared
         self._do(self._tables.ask(lookup, now), now)
         self._metrics.count("shared_fetches", self._tables.n_shared - shared)
@@ -83,6 +86,7 @@ class HotAsker:
         while queue:
             each = queue.popleft()
             if isinstance(each, RowsPart):
+                self._metrics.count("default_parts", each.degraded)
                 self._give(each, now)
                 continue
             if isinstance(each, Doubt):

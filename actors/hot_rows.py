@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.asking import Asking, Nobody, Question
+from actors.defaults import DefaultRows
 from actors.divided import Division
 from actors.flights import Flight, Flights, Part
 from actors.layouts import Layouts
@@ -31,12 +32,13 @@ from kernels.errors import LookupFailed
 from kernels.hot import HotRows, HotSet, HotStatistics, Sizes
 from kernels.shards import ShardLayout
 from runtime.errors import StartError
-from runtime.topology import ModelSpec
+from runtime.topology import DEFAULT, ModelSpec
 from transport.messages import LookupBatch, RowsPart
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
+U8 = NDArray[np.uint8]
 
 
 @attrs.frozen
@@ -52,6 +54,7 @@ Todo: TypeAlias = Question | RowsPart | Doubt
 # A flight outlives the batch that it is for by as much again, so that batches of the same budget
 # that come meanwhile can wait for it.
 _LIFETIME: Final = 2.0
+_UNAVAILABLE: Final = "unavailable"
 _NO_NUMBERS: Final = np.empty(0, np.int64)
 
 
@@ -64,6 +67,8 @@ class HotTable:
         max_bytes: Of all that is kept of it.
         stale_s: How old a row may be.
         group_of: int32 ``[segments]``, the group of shards that has each segment.
+        default_row: uint8 ``[row_bytes]``, what stands for a row that no shard is left to send;
+            None to fail then.
     """
 
     number: int
@@ -71,6 +76,7 @@ class HotTable:
     max_bytes: int
     stale_s: float
     group_of: I32
+    default_row: U8 | None = None
 
     def open(self) -> HotRows:
         """Return an empty place for its rows.
@@ -306,10 +312,23 @@ class HotTables:
                 continue
             self._asking.settled(flight.first, (), (), now)
             self._flights.end(flight)
+            if each.code == _UNAVAILABLE and (rows := self._default_rows(flight)) is not None:
+                done += map(_complete, flight.land(rows, degraded=True))
+                continue
             shards = ", ".join(self._groups[flight.group].replicas)
             message = each.message or f"no shard answers: {shards}"
             done += [failed_part(part.lookup, message, each.code) for part in flight.fail()]
         return done
+
+    def _default_rows(self, flight: Flight) -> U8 | None:
+        """Return what stands for the rows of a flight, if anything may."""
+        pieces = []
+        for number, n in enumerate(np.bincount(flight.tables).tolist()):
+            row = self._tables[number].default_row
+            if row is None:
+                return None
+            pieces.append(np.tile(row, n))
+        return np.concatenate(pieces)
 
     # Time
 
@@ -357,9 +376,11 @@ def hot_tables(name: str, model: ModelSpec, bundle: Bundle, layouts: Layouts) ->
 
     Raises:
         StartError: A table's ``max_bytes`` have no room for any row.
+        StoreError: A table is no longer what it was.
     """
     placement = layouts.placement
     cached = {each.table: each for each in placement.cached}
+    defaults = DefaultRows(bundle, layouts)
     fetched = () if layouts.fetch is None else layouts.fetch.tables
     tables = [
         HotTable(
@@ -368,6 +389,7 @@ def hot_tables(name: str, model: ModelSpec, bundle: Bundle, layouts: Layouts) ->
             max_bytes=cached[each.table.name].max_bytes,
             stale_s=cached[each.table.name].stale_s,
             group_of=placement.group_of(each.table.name),
+            default_row=defaults.encoded(each) if model.missing == DEFAULT else None,
         )
         for number, each in enumerate(fetched)
         if each.table.name in cached
@@ -403,6 +425,7 @@ def _complete(part: Part) -> RowsPart:
         version=lookup.version,
         part=lookup.part,
         attempt=lookup.attempt,
+        degraded=part.degraded,
         user=np.empty((lookup.user_ids.shape[1], 0), np.float32),
         candidate=np.empty((lookup.candidate_ids.shape[1], 0), np.float32),
         rows=part.rows,

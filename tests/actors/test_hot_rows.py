@@ -40,6 +40,7 @@ def make(
     max_bytes: int = 1 << 20,
     stale_s: float = 10.0,
     replicas: tuple[tuple[str, ...], ...] = (("a",), ("b",)),
+    default: int | None = None,
 ) -> HotTables:
     return HotTables(
         name="executor",
@@ -53,6 +54,9 @@ def make(
                 max_bytes=max_bytes,
                 stale_s=stale_s,
                 group_of=GROUP_OF[number],
+                default_row=None
+                if default is None
+                else np.full(table.row_bytes, default + number, np.uint8),
             )
             for number, table in TABLES.items()
         ],
@@ -306,6 +310,30 @@ def test_a_part_fails_once_when_nobody_is_left_to_ask() -> None:
     short = attrs.evolve(world.answer(question), rows=np.zeros(3, np.uint8))
     [part] = parts(hot.answered(short, 0.8))
     assert (part.code, part.message) == ("internal", "3 bytes came, not 20")
+
+
+def test_default_rows_stand_for_those_that_nobody_has_and_for_no_others() -> None:
+    hot, world = make(default=50), World()
+    [one, other] = questions(hot.ask(lookup(1, [], [99, 3]), 0.0))
+    for each in (one, other):
+        assert parts(hot.answered(world.answer(each), 0.0)) or each is one
+    batch = lookup(2, [], [98, 3, 97])
+    hot.dead.add("a")
+    [part] = parts(hot.ask(batch, 1.0))
+    assert (part.code, part.degraded) == ("ok", True)
+    rows = part.rows.reshape(3, 20)
+    np.testing.assert_array_equal(rows[[0, 2]], 52)
+    np.testing.assert_array_equal(rows[1], world.row(2, 3))
+    # They are not kept.
+    hot.dead.discard("a")
+    [question] = questions(hot.ask(batch, 2.0))
+    [part] = parts(hot.answered(world.answer(question), 2.0))
+    check(part, batch, world)
+    assert not part.degraded
+    # What is busy is not gone.
+    [question] = questions(hot.ask(lookup(3, [], [96]), 3.0))
+    [part] = parts(hot.refused(question, "overloaded", "full", 3.0))
+    assert (part.code, part.degraded) == ("overloaded", False)
 
 
 @pytest.mark.parametrize(
