@@ -89,7 +89,7 @@ class Joins:
         while self._late and self._late[0][0] <= now:
             _, key = heapq.heappop(self._late)
             join = self._joins.get(key)
-            if join is None:
+            if join is None or join.head is None:  # none, or what came after its time was up
                 continue
             late = [index for index, due in self._due(join) if due <= now]
             for index in late:

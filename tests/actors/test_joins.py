@@ -117,3 +117,12 @@ def test_a_batch_that_ran_out_of_time_is_late_no_more() -> None:
     joins.expire(1.006)
     assert joins.next_late() is None
     assert late(joins, 1.1) == []
+
+
+def test_a_part_that_comes_after_its_batch_ran_out_of_time_is_not_waited_for() -> None:
+    joins = Joins(layout())
+    joins.begin(head(budget_us=12_000), 1.0)
+    joins.expire(1.012)
+    assert joins.add(part(0), 1.013, 5.0) is None
+    assert late(joins, 1.02) == []
+    assert joins.next_late() is None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -27,7 +28,7 @@ import trio
 from tests import tiny
 from tests.system.nodes import SHARDS, Nodes, nodes
 from transport.client import Client
-from transport.errors import RequestError, TransportError
+from transport.errors import DeadlineExceeded, RequestError, TransportError
 from transport.exchange import RetryPolicy
 
 # Scores are float32; they come of sums of some ten numbers.
@@ -36,6 +37,7 @@ _TOLERANCE = 1e-5
 _AFTER_KILL_S = 1.0
 _START_S = 120.0
 _BOTH_SHARE = 0.25
+WHEN = CALM, NEAR, BETWEEN = "calm", "near_a_kill", "between_kills"
 
 
 @attrs.frozen
@@ -48,6 +50,7 @@ class Plan:
         rate: Requests a second.
         budget_s: Of each.
         pause_s: Between kills at most, besides the time that a shard takes to come back.
+        calm_s: Before the first: what the machine does of itself.
     """
 
     seed: int = 1
@@ -55,52 +58,56 @@ class Plan:
     rate: float = 100.0
     budget_s: float = 0.05
     pause_s: float = 0.5
+    calm_s: float = 10.0
 
 
 @attrs.define
 class Tally:
-    """What became of the requests.
+    """What became of the requests, by when they came: before all kills, near one, between them.
 
     Attributes:
-        seconds: How long answers took, near a kill and far from one.
-        failures: By error code, likewise.
+        seconds: How long answers took.
+        failures: By error code.
         wrong: What was wrong with scores.
         kill_times: When shards were killed.
+        reasons: What failures other than the budget's end said, numbers left out.
     """
 
-    seconds: dict[bool, list[float]] = attrs.Factory(lambda: {False: [], True: []})
-    failures: dict[bool, Counter[str]] = attrs.Factory(lambda: {False: Counter(), True: Counter()})
+    seconds: dict[str, list[float]] = attrs.Factory(lambda: {when: [] for when in WHEN})
+    failures: dict[str, Counter[str]] = attrs.Factory(lambda: {when: Counter() for when in WHEN})
     wrong: list[str] = attrs.Factory(list)
     kill_times: list[float] = attrs.Factory(list)
+    reasons: Counter[str] = attrs.Factory(Counter)
 
-    def is_near(self, start: float, end: float) -> bool:
-        """Say whether a shard was killed during a request or just before."""
-        return any(start - _AFTER_KILL_S < at < end for at in self.kill_times[-4:])
+    def when(self, start: float, end: float) -> str:
+        """Return when a request came; near a kill is one during which, or before, a shard died."""
+        if not self.kill_times or end <= self.kill_times[0]:
+            return CALM
+        near = any(start - _AFTER_KILL_S < at < end for at in self.kill_times[-4:])
+        return NEAR if near else BETWEEN
 
     def line(self) -> dict[str, Any]:
         """Return the figures, ready for JSON."""
-        failures = self.failures[False] + self.failures[True]
-        answered = self.seconds[False] + self.seconds[True]
+        failed = sum(self.failures.values(), Counter())
+        n_answered = sum(map(len, self.seconds.values()))
         return {
-            "requests": len(answered) + failures.total(),
+            "requests": n_answered + failed.total(),
             "wrong": len(self.wrong),
-            "failed": dict(failures),
-            "failed_near_a_kill": dict(self.failures[True]),
-            **_quantiles("", answered),
-            **_quantiles("_near_a_kill", self.seconds[True]),
-            **_quantiles("_else", self.seconds[False]),
+            "failed": dict(failed),
+            "reasons": dict(self.reasons.most_common(5)),
+            **{when: self._figures(when) for when in WHEN},
         }
 
-
-def _quantiles(suffix: str, seconds: Sequence[float]) -> dict[str, float]:
-    if not seconds:
-        return {}
-    p50, p99, most = np.quantile(seconds, [0.5, 0.99, 1.0]) * 1e3
-    return {
-        f"p50_ms{suffix}": round(float(p50), 2),
-        f"p99_ms{suffix}": round(float(p99), 2),
-        f"max_ms{suffix}": round(float(most), 2),
-    }
+    def _figures(self, when: str) -> dict[str, Any]:
+        seconds, failed = self.seconds[when], self.failures[when]
+        figures: dict[str, Any] = {
+            "requests": len(seconds) + failed.total(),
+            "failed": dict(failed),
+        }
+        if seconds:
+            p50, p99, most = (np.quantile(seconds, [0.5, 0.99, 1.0]) * 1e3).round(2).tolist()
+            figures |= {"p50_ms": p50, "p99_ms": p99, "max_ms": most}
+        return figures
 
 
 async def run(plan: Plan, cluster: Nodes) -> dict[str, Any]:
@@ -114,6 +121,7 @@ async def run(plan: Plan, cluster: Nodes) -> dict[str, Any]:
         done = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_load, client, plan, tally, done)
+            await trio.sleep(plan.calm_s)
             await _kill_all(client, cluster, plan, tally)
             await trio.sleep(_AFTER_KILL_S)
             done.set()
@@ -161,7 +169,7 @@ async def _warm_up(client: Client, plan: Plan) -> None:
     for number in range(50):
         await _ask(client, attrs.evolve(plan, budget_s=10.0), tally, number)
     assert not tally.wrong, tally.wrong
-    assert not tally.failures[False], tally.failures
+    assert not tally.failures[CALM], tally.failures
 
 
 async def _load(client: Client, plan: Plan, tally: Tally, done: trio.Event) -> None:
@@ -196,17 +204,19 @@ async def _ask(client: Client, plan: Plan, tally: Tally, number: int) -> None:
         scores = await client.score(model="tiny", user=user, candidates=named, budget=plan.budget_s)
     except RequestError as error:
         code = error.code
+        if not isinstance(error, DeadlineExceeded):
+            tally.reasons[re.sub(r"[\d.]+", "#", str(error))] += 1
     except TransportError as error:
         code = type(error).__name__
     else:
         end = trio.current_time()
-        tally.seconds[tally.is_near(start, end)].append(end - start)
+        tally.seconds[tally.when(start, end)].append(end - start)
         want = tiny.click(user, {**candidates, "genre": genres})
         worst = float(np.abs(scores.scores - want).max())
         if worst > _TOLERANCE or scores.degraded:
             tally.wrong.append(f"request {number}: off by {worst}, degraded {scores.degraded}")
         return
-    tally.failures[tally.is_near(start, trio.current_time())][code] += 1
+    tally.failures[tally.when(start, trio.current_time())][code] += 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

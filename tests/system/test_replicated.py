@@ -21,7 +21,7 @@ SOON = 60.0
 
 def test_shards_that_are_killed_cost_no_request_and_no_right_score(tmp_path: Path) -> None:
     # A budget that a busy machine keeps as well: what is asked of it takes some milliseconds.
-    plan = faults.Plan(seed=3, n_kills=5, rate=40.0, budget_s=5.0, pause_s=0.3)
+    plan = faults.Plan(seed=3, n_kills=5, rate=40.0, budget_s=5.0, pause_s=0.3, calm_s=0.1)
     with nodes(tmp_path) as cluster:
         line = trio.run(faults.run, plan, cluster)
     assert line["wrong_scores"] == []
