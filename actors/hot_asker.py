@@ -43,8 +43,10 @@ class HotAsker:
         self._prober = Prober(context, tables.dead, self._died)
 
     def start(self, nursery: trio.Nursery) -> None:
-        """Let a nursery run what takes time."""
+        """Find out which replicas serve; a nursery runs what takes time."""
         self._prober.start(nursery)
+        for name in self._tables.replicas:
+            self._prober.probe(name)
 
     def ask(self, lookup: LookupBatch, at: float) -> None:
         """Take what a batch wants of cached tables, which came at ``at``."""

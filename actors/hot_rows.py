@@ -165,6 +165,12 @@ class HotTables:
         """Replicas that are known to be dead; whoever learns that one lives takes it out."""
         return self._asking.replicas.dead
 
+    @property
+    def replicas(self) -> tuple[str, ...]:
+        """The shards that have doubles: whether one of them lives decides who is asked."""
+        groups = [group.replicas for group in self._groups.values() if len(group.replicas) > 1]
+        return tuple(dict.fromkeys(name for names in groups for name in names))
+
     # Batches
 
     def ask(self, lookup: LookupBatch, now: float) -> list[Todo]:
