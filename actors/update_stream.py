@@ -166,6 +166,21 @@ class UpdateStream:
         self.newest = self._log.newest
         return len(kept)
 
+    def inherit(self, positions: Mapping[str, int]) -> None:
+        """Go on where another version's stream stands: its sources do not begin anew.
+
+        Raises:
+            StateError, OSError: It cannot be written down.
+        """
+        news = {
+            source: position
+            for source, position in positions.items()
+            if position > self.positions.get(source, 0)
+        }
+        if news:
+            self.positions.update(news)
+            self._note()
+
     def begin_after(self, group: int, applied: int) -> int:
         """Return the number after which to go on with a replica that stands at ``applied``.
 

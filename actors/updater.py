@@ -167,6 +167,8 @@ class Updater:
 
     def _start(self, fed: FedVersion) -> None:
         assert self._nursery is not None
+        if fed.routes.model in self._versions.current:
+            fed.stream.inherit(self._versions.of(fed.routes.model).stream.positions)
         fed.start(self._nursery)
 
     async def _close(self, fed: FedVersion) -> None:

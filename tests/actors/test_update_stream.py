@@ -154,6 +154,19 @@ def test_what_all_have_is_dropped(tmp_path: Path) -> None:
     assert again.id == stream.id
 
 
+def test_the_stream_of_another_version_goes_on_where_sources_stand(tmp_path: Path) -> None:
+    stream = open_stream(tmp_path)
+    stream.append([change([1], position=3)], 0.0)
+    stream.inherit({"s": 2, "t": 9})
+    stream.close()
+    again = open_stream(tmp_path)
+    assert again.positions == {"s": 3, "t": 9}
+    assert again.last_of == {0: 1}
+    assert [entry.number for entry in again.read(0)] == [1]
+    again.append([change([30], position=4)], 0.0)
+    assert again.begin_after(0, 0) == 0
+
+
 @pytest.mark.parametrize("power", [False, True], ids=["kill", "power"])
 def test_wherever_it_is_ended_what_was_acknowledged_is_found(tmp_path: Path, power: bool) -> None:
     for crash_at in range(1, 1000):

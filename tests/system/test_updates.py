@@ -149,8 +149,8 @@ def items_of(value: float) -> NDArray[np.float32]:
     return np.full((tiny.N_ITEMS, 6), value, np.float32)
 
 
-def expected(value: float) -> NDArray[np.float64]:
-    return tiny.click(USER, IDS, changed={"items": items_of(value)})
+def expected(value: float, seed: int = 20) -> NDArray[np.float64]:
+    return tiny.click(USER, IDS, seed, changed={"items": items_of(value)})
 
 
 async def scores(client: Client) -> NDArray[np.float32]:
@@ -161,6 +161,16 @@ async def scores(client: Client) -> NDArray[np.float32]:
 def value_of(number: int) -> float:
     """Return what update ``number`` sets: scores of neighbours differ by more than their error."""
     return (number % 64) / 64
+
+
+async def applied(publisher: Publisher, number: int) -> None:
+    """Wait until all replicas have applied an update."""
+    while True:
+        reply = await publisher.ask("tiny")
+        assert reply.behind == ()
+        if reply.applied >= number:
+            return
+        await trio.sleep(0.1)
 
 
 def test_rows_from_a_file_are_served_and_the_file_is_not_taken_twice(cluster: Cluster) -> None:
@@ -296,12 +306,49 @@ def test_nothing_acknowledged_is_lost_and_no_row_is_torn_while_shards_are_killed
             np.testing.assert_allclose(await scores(client), table[position % 64], atol=1e-5)
             assert len(set(answered)) > 3  # what it served did change meanwhile
 
-    async def applied(publisher: Publisher, number: int) -> None:
-        while True:
-            reply = await publisher.ask("tiny")
-            assert reply.behind == ()
-            if reply.applied >= number:
-                return
-            await trio.sleep(0.1)
+    trio.run(served)
+
+
+def test_a_new_version_is_updated_from_when_it_is_loaded(cluster: Cluster) -> None:
+    """Last in this file, as the others know the scores of the first version."""
+    model, features = tiny.write_model(cluster.folder / "second", seed=21)
+    bundle = cluster.folder / "second" / "bundle"
+    build_bundle(model, features, bundle, BuildOptions())
+    update = UpdateRequest(
+        request_id=0,
+        model="tiny",
+        table="items",
+        source="steady",
+        keys=np.arange(tiny.N_ITEMS),
+        rows=items_of(0.0),
+    )
+
+    async def deploy(done: trio.Event) -> None:
+        command = [sys.executable, "-m", "actors.deploy", str(cluster.file), "tiny", str(bundle)]
+        process = await trio.run_process(command, cwd=ROOT, check=False, capture_stderr=True)
+        assert process.returncode == 0, process.stderr
+        done.set()
+
+    async def served() -> None:
+        done = trio.Event()
+        async with (
+            Client.connect(cluster.gateway) as client,
+            Publisher.connect(cluster.updater) as publisher,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(deploy, done)
+            position = 0
+            # The source goes on as if nothing had happened; half a second after, all of it is new.
+            while not done.is_set() or position % 10:
+                position += 1
+                rows = items_of(value_of(position))
+                await publisher.publish(attrs.evolve(update, position=position, rows=rows))
+                await trio.sleep(0.02)
+            await publisher.drain()
+            await applied(publisher, (await publisher.ask("tiny")).number)
+            reply = await publisher.ask("tiny", "steady")
+            assert reply.position == position
+            want = expected(value_of(position), seed=21)
+            np.testing.assert_allclose(await scores(client), want, atol=1e-5)
 
     trio.run(served)
