@@ -4,8 +4,8 @@ A zoo is a folder with ``MANIFEST.json``, ``models/`` and ``io/`` (see its READM
 built into a bundle with inferred features and served by a node process, of which a client asks the
 scores of the recorded inputs, as columns of raw features. With ``--in-process``, parser, lookups
 and executor are called here instead; so they are with ``--executor reference`` (the compiler's
-oracle, float64) and ``--executor cuda``. A model that only the host executor can run is reported as
-such, and is no failure. ``--rows 1,37,64`` also runs random inputs of so many rows and compares
+oracle, float64) and ``--executor cuda`` or ``cuda-fp32``. A model that only the host executor can
+run is reported as such, and is no failure. ``--rows 1,37,64`` also runs random inputs of so many rows and compares
 with the oracle (``zoo_rows.py``). Prints a table; exits with 1 if any model fails.
 """
 

@@ -72,11 +72,11 @@ def _parser() -> argparse.ArgumentParser:
         "--executor",
         choices=EXECUTORS,
         default="host",
-        help="reference: numpy in float64; cuda: kernels in fp16 (default: host)",
+        help="reference: numpy in float64; cuda: kernels, in fp16 unless said (default: host)",
     )
     check.add_argument("--features", type=Path, metavar="FEATURES.toml", help="for a model")
     check.add_argument("--rtol", type=float, default=1e-3)
-    check.add_argument("--atol", type=float, help="default: 1e-5, and 2e-3 for cuda")
+    check.add_argument("--atol", type=float, help="default: the executor's")
     _add_inference(check)
     check.set_defaults(run=_verify)
 

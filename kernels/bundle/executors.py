@@ -7,17 +7,25 @@ from collections.abc import Iterable, Mapping
 from typing import Final, Literal, get_args
 
 from kernels.bundle.load import Bundle
+from kernels.compiler import Options
 from kernels.errors import GraphError
 from kernels.executor import DenseExecutor
 from kernels.host import HostExecutor
+from kernels.program import Precision
 from kernels.reference_executor import ReferenceExecutor
 
-ExecutorName = Literal["host", "reference", "cuda"]
+ExecutorName = Literal["host", "reference", "cuda", "cuda-fp32", "cuda-bf16"]
 EXECUTORS: Final[tuple[ExecutorName, ...]] = get_args(ExecutorName)
 
 # How far scores may be off: float32 sums in another order, and fp16 storage with fp32 sums, for
 # which 2e-3 of a probability is the bar.
-TOLERANCES: Final[Mapping[ExecutorName, float]] = {"host": 1e-5, "reference": 1e-5, "cuda": 2e-3}
+TOLERANCES: Final[Mapping[ExecutorName, float]] = {
+    "host": 1e-5,
+    "reference": 1e-5,
+    "cuda": 2e-3,
+    "cuda-fp32": 1e-5,
+    "cuda-bf16": 1.6e-2,  # three bits less than fp16
+}
 
 
 def open_executor(
@@ -31,7 +39,7 @@ def open_executor(
     """Open an executor of one lane.
 
     Args:
-        name: Which.
+        name: Which; on a card, values are stored as ``fp16`` unless it names another precision.
         bundle: What it runs.
         max_rows: Rows of its largest bucket.
         max_requests: Requests of its largest bucket.
@@ -49,17 +57,23 @@ def open_executor(
         raise GraphError(f"runs on the host executor only: {gpu.reason}")
     if name == "reference":
         return ReferenceExecutor(bundle, max_rows=max_rows, max_requests=max_requests)
-    return _on_card(bundle, max_rows, max_requests, buckets)
+    precision = Precision(name.removeprefix("cuda-")) if "-" in name else Precision.FP16
+    return _on_card(bundle, precision, max_rows, max_requests, buckets)
 
 
 def _on_card(
-    bundle: Bundle, max_rows: int, max_requests: int, buckets: Iterable[int]
+    bundle: Bundle,
+    precision: Precision,
+    max_rows: int,
+    max_requests: int,
+    buckets: Iterable[int],
 ) -> DenseExecutor:
     # Imported late: a machine without a driver, or without its bindings, uses all the rest.
     from kernels.gpu.executor import GpuExecutor
     from kernels.gpu.model import model_of
     from kernels.nvrtc import Builder, Cache, default_folder
 
-    model = model_of(bundle, max_rows=max_rows, max_requests=max_requests)
+    options = Options(precision=precision)
+    model = model_of(bundle, max_rows=max_rows, max_requests=max_requests, options=options)
     builder = Builder(Cache(default_folder()), os.cpu_count() or 1)
     return GpuExecutor(model, builder, buckets=buckets)

@@ -64,6 +64,10 @@ def steps(out: Path, zoo: Path) -> list[Step]:
             name=name, limit_s=limit_s, command=kept(name, *start, *options), digest=sections_of
         )
 
+    def zoo_on(name: str, limit_s: float, executor: str) -> Step:
+        command = ("-m", "tests.zoo", str(zoo), "--executor", executor, "--rows", _ROWS)
+        return Step(name=name, limit_s=limit_s, command=command, needs=_SERVING, digest=zoo_lines)
+
     def sanitized(tool: str, limit_s: float, most_s: float, chosen: str) -> Step:
         tests = ("-m", "pytest", "-q", "--require-gpu", "tests/gpu/test_emitted.py", "-k", chosen)
         return Step(
@@ -81,9 +85,9 @@ def steps(out: Path, zoo: Path) -> list[Step]:
     deepfm = str(zoo / "models" / "deepctr_DeepFM.dynamo.onnx")
     what = ("--onnx", deepfm, "--user-columns", "23")
     return [
-        right("right-fp16", 60),
-        right("right-fp32", 40, "--precision", "fp32"),
-        right("right-bf16", 30, "--precision", "bf16"),
+        right("right-fp16", 45),
+        right("right-fp32", 30, "--precision", "fp32"),
+        right("right-bf16", 25, "--precision", "bf16"),
         Step(
             name="tests",
             limit_s=80,
@@ -91,13 +95,8 @@ def steps(out: Path, zoo: Path) -> list[Step]:
             needs=("pytest", "hypothesis", *_SERVING),
             digest=last_lines,
         ),
-        Step(
-            name="zoo",
-            limit_s=75,
-            command=("-m", "tests.zoo", str(zoo), "--executor", "cuda", "--rows", _ROWS),
-            needs=_SERVING,
-            digest=zoo_lines,
-        ),
+        zoo_on("zoo-fp16", 65, "cuda"),
+        zoo_on("zoo-fp32", 45, "cuda-fp32"),
         Step(
             name="fast",
             limit_s=125,

@@ -9,7 +9,11 @@ import onnxruntime
 import pytest
 
 from tests import zoo
+from tests.kernels import shim
 from tests.kernels.bundle_help import ids, table, write_model
+from tests.kernels.gpu_help import FakeCuda, ShimBuilder, fake_cuda
+
+__all__ = ["fake_cuda"]
 
 # One of each kind of cut: many tables, masked pools, attention, recurrence over sorted sequences,
 # bags, bags as loops, one table for each pair of fields, no table at all.
@@ -121,6 +125,22 @@ def test_random_inputs_are_held_against_the_oracle(
     assert lines[-1] == "1 of 1 pass"
     with pytest.raises(SystemExit, match="2"):
         zoo.main([*command[:-1], "1,none"])
+
+
+@pytest.mark.skipif(shim.available() is not None, reason=str(shim.available()))
+@pytest.mark.parametrize("executor", ["cuda", "cuda-fp32", "cuda-bf16"])
+def test_a_zoo_runs_on_a_card_in_each_precision(
+    executor: str,
+    fake_cuda: FakeCuda,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("kernels.nvrtc.Builder", ShimBuilder)
+    command = [str(make_zoo(tmp_path, POOLED)), "--executor", executor, "--rows", "1,20"]
+    assert zoo.main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 of 1 pass"
+    assert fake_cuda.launched > 0
 
 
 def test_a_folder_that_is_no_zoo_exits_with_2(
