@@ -5,8 +5,9 @@ built into a bundle with inferred features and served by a node process, of whic
 scores of the recorded inputs, as columns of raw features. With ``--in-process``, parser, lookups
 and executor are called here instead; so they are with ``--executor reference`` (the compiler's
 oracle, float64) and ``--executor cuda`` or ``cuda-fp32``. A model that only the host executor can
-run is reported as such, and is no failure. ``--rows 1,37,64`` also runs random inputs of so many rows and compares
-with the oracle (``zoo_rows.py``). Prints a table; exits with 1 if any model fails.
+run is reported as such, and is no failure. ``--rows 1,37,64`` also runs random inputs of so many
+rows and compares with the oracle (``zoo_rows.py``). Prints a table; exits with 1 if any model
+fails.
 """
 
 from __future__ import annotations
