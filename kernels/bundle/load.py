@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import Final
 
 import attrs
 import numpy as np
@@ -18,6 +20,8 @@ from kernels.store.rows import ROW_TYPES
 from kernels.store.table import StoredTable
 
 SIDES: tuple[SideName, SideName] = ("user", "candidate")
+
+PLACEMENT_FILE: Final = "placement.toml"
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -104,6 +108,9 @@ class Bundle:
 def load_bundle(path: Path) -> Bundle:
     """Open a bundle and check that it is whole.
 
+    A bundle with a placement in its folder has a version of its own: who looks its tables up by
+    another placement asks for another version, and is told so.
+
     Raises:
         BundleError: The folder or one of its files is missing or damaged, or the manifest
             contradicts itself or the files; the message says which.
@@ -123,7 +130,19 @@ def load_bundle(path: Path) -> Bundle:
         raise BundleError(f"{path}: manifest.json names a table twice")
     for side in SIDES:
         _check_side(f"{path}: manifest.json: {side}", manifest.side(side), side, tables)
-    return Bundle(path=path, manifest=manifest)
+    return Bundle(path=path, manifest=_with_placement(path, manifest))
+
+
+def _with_placement(path: Path, manifest: Manifest) -> Manifest:
+    file = path / PLACEMENT_FILE
+    try:
+        placement = hashlib.sha256(file.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return manifest
+    except OSError as error:
+        raise BundleError(f"{file} cannot be read: {error}") from error
+    version = hashlib.sha256(f"{manifest.version} {placement}".encode()).hexdigest()
+    return attrs.evolve(manifest, version=version)
 
 
 def _check_files(path: Path, manifest: Manifest) -> None:

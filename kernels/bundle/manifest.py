@@ -191,7 +191,8 @@ class Manifest:
     Attributes:
         format: Of this file; a reader refuses one that it does not know.
         model: Name of the ONNX file that it was built from, without its ending.
-        version: SHA-256 over the contents of all the other files, in hexadecimal.
+        version: SHA-256 over the contents of all the other files, in hexadecimal; of a loaded
+            bundle, over a placement in its folder as well.
         gpu: Which executors can run the model. Where it is not supported, whoever asks for the
             GPU is told the reason; nothing falls back to the host by itself.
     """

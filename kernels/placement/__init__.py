@@ -11,10 +11,10 @@ Reading order: ``placement.py`` (the value), ``derive.py`` (the one that a manif
 no test machine has: ``synthetic.py`` and ``simulate.py``.
 """
 
+from kernels.bundle.load import PLACEMENT_FILE
 from kernels.placement.check import check_placement
 from kernels.placement.derive import derive
 from kernels.placement.file import (
-    PLACEMENT_FILE,
     placement_for,
     read_placement,
     write_placement,

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from kernels.bundle.load import Bundle, load_bundle
+from kernels.bundle.load import PLACEMENT_FILE, Bundle, load_bundle
 from kernels.bundle.recorded import read_cases
 from kernels.features.spec import load_spec
-from kernels.placement.file import PLACEMENT_FILE, write_placement
+from kernels.placement.file import write_placement
 from kernels.placement.placement import DEFAULT_STALE_S
 from kernels.placement.planner import Budget, plan
 from kernels.placement.report import describe, size_text, summary

@@ -17,7 +17,8 @@
     items = [32, 64]
 
 Without ``groups``, whole tables are divided over as many groups as serve the model. A model finds
-its file in its bundle's folder, or where the cluster file says. What places nothing twice and
+its file in its bundle's folder, where it is part of the bundle's version, or where the cluster file
+says, and then it is for the operator to give all nodes the same. What places nothing twice and
 everything once is taken; what else there may be is refused, naming file, table and segment.
 """
 
@@ -28,14 +29,13 @@ import tomllib
 from pathlib import Path
 from typing import Any, Final
 
-from kernels.bundle.load import Bundle
+from kernels.bundle.load import PLACEMENT_FILE, Bundle
 from kernels.bundle.manifest import Manifest
 from kernels.errors import PlacementError
 from kernels.placement.check import check_placement
 from kernels.placement.derive import derive
 from kernels.placement.placement import DEFAULT_STALE_S, CachedTable, Piece, Placement
 
-PLACEMENT_FILE: Final = "placement.toml"
 ALL: Final = "all"
 
 

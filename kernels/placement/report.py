@@ -49,8 +49,8 @@ def _summary(plan: Plan) -> Iterator[str]:
     placement, budget = plan.placement, plan.budget
     n_shards = placement.n_groups * budget.replicas
     yield (
-        f"{plan.manifest.model} {plan.manifest.version[:12]}: {len(plan.manifest.tables)} tables "
-        f"over {placement.n_groups} groups of {budget.replicas} replicas, {n_shards} shards"
+        f"{plan.manifest.model}: {len(plan.manifest.tables)} tables over {placement.n_groups} "
+        f"groups of {budget.replicas} replicas, {n_shards} shards"
     )
     yield f"traffic {plan.traffic.source}"
     on_card = [t for t in plan.manifest.tables if t.name in placement.device]

@@ -236,3 +236,13 @@ def test_a_table_of_another_kind_than_the_manifest_says_is_refused(
     (path / "manifest.json").write_text(codec.dumps(attrs.evolve(manifest, tables=(table,))))
     with pytest.raises(BundleError, match=message):
         load_bundle(path)
+
+
+def test_a_bundle_that_is_placed_otherwise_is_another_version(tmp_path: Path) -> None:
+    path = write(tmp_path / "b")
+    assert load_bundle(path).manifest.version == MANIFEST.version
+    versions = set()
+    for text in ("version = 1\n", 'version = 1\ndevice = "all"\n', "version = 1\n"):
+        (path / "placement.toml").write_text(text)
+        versions.add(load_bundle(path).manifest.version)
+    assert len(versions | {MANIFEST.version}) == 3

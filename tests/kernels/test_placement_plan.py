@@ -333,7 +333,9 @@ def test_a_plan_is_written_where_it_is_read(
     assert placement.device == ("items",)
     assert placement.n_groups == 2
     text = (path / "placement.toml").read_text()
-    assert text.startswith("# tiny ")
+    assert text.startswith("# tiny: ")
+    assert main(arguments) == 0  # once more, beside what is there
+    assert (path / "placement.toml").read_text() == text
     assert main([*arguments, "-o", str(tmp_path / "other.toml")]) == 0
     assert (tmp_path / "other.toml").read_text() == text
     for wrong in (["--shards", "0"], ["--shards", "2", "--gpu-memory", "4x"]):
