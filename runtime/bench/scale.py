@@ -7,10 +7,10 @@
 
 The table is one that ``kernels.store.scale`` made, whose keys and rows are made of numbers, so that
 every score can be checked without a copy of it. A small model over it, of a user's history, a
-candidate and a price, becomes a bundle beside the table (its files are linked) and is served by
-processes of their own: gateway, shards and executor. Requests come in an open loop, with keys that
-follow a power law. Prints one JSON line: latencies, whether scores are right, seconds until the
-cluster was ready (which reads the table), and each process's memory.
+candidate and a price, becomes a bundle beside the table (its files are linked), its segments are
+divided over the shards, and it is served by processes: gateway, shards and executor. Requests come
+in an open loop, with keys that follow a power law. Prints one JSON line: latencies, whether scores
+are right, seconds until the cluster was ready (which reads the table), and each process's memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from kernels.bundle.build import BuildOptions, build_bundle
+from kernels.bundle.load import load_bundle
 from kernels.errors import KernelsError
+from kernels.features.spec import load_spec
+from kernels.placement.file import PLACEMENT_FILE, write_placement
+from kernels.placement.planner import Budget, plan
+from kernels.placement.report import summary
+from kernels.placement.traffic import assume_traffic
 from kernels.store.header import TableHeader, read_header
 from kernels.store.scale import made_keys, made_rows
 from runtime.bench import contenders, report
@@ -121,6 +127,15 @@ kind = "numeric"
     return bundle
 
 
+def place(bundle: Path, n_shards: int, *, rows_per_request: float, skew: float) -> None:
+    """Plan where the bundle's table lies, as ``kernels.bundle plan`` does, and write the plan."""
+    spec = load_spec(bundle / "features.toml", tables=False)
+    manifest = load_bundle(bundle).manifest
+    traffic = assume_traffic(manifest, spec, rows_per_request=rows_per_request, skew=skew)
+    found = plan(manifest, traffic, Budget(n_groups=n_shards))
+    write_placement(found.placement, bundle / PLACEMENT_FILE, summary(found))
+
+
 def made_requests(
     header: TableHeader, n: int, *, sizes: Sizes, skew: float, budget_us: int, seed: int
 ) -> tuple[Pool, list[NDArray[np.float32]]]:
@@ -206,6 +221,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=table.parent, prefix=".scale-") as folder:
         began = time.perf_counter()
         bundle = write_bundle(table, header, Path(folder))
+        place(bundle, options.shards, rows_per_request=float(pool.rows.mean()), skew=options.skew)
         built_s = time.perf_counter() - began
         _say(f"bundle built in {built_s:.1f} s; starting the cluster")
         began = time.perf_counter()
