@@ -31,10 +31,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from kernels.bundle.build import BuildOptions, build_bundle
-from kernels.bundle.load import load_bundle
+from kernels.bundle.load import PLACEMENT_FILE, load_bundle
 from kernels.errors import KernelsError
 from kernels.features.spec import load_spec
-from kernels.placement.file import PLACEMENT_FILE, write_placement
+from kernels.placement.file import write_placement
 from kernels.placement.planner import Budget, plan
 from kernels.placement.report import summary
 from kernels.placement.traffic import assume_traffic
