@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import attrs
 import trio
@@ -76,12 +77,13 @@ class HotAsker:
         """Return when ``tick`` has something to do if nothing happens before, or None."""
         return self._tables.wake_at()
 
-    def statistics(self) -> dict[str, dict[str, float]]:
-        """Return what is told of each cached table, by names that begin with ``hot.``."""
-        return {
+    def statistics(self) -> dict[str, Any]:
+        """Return what is told of each cached table, as ``hot.`` and its name, and of replicas."""
+        tables = {
             f"hot.{table}": {"hit_rate": round(figures.hit_rate, 4), **attrs.asdict(figures)}
             for table, figures in self._tables.statistics().items()
         }
+        return {**tables, "replicas_away": len(self._tables.dead)}
 
     def _do(self, todo: Iterable[Todo], now: float) -> None:
         queue = deque(todo)

@@ -8,7 +8,13 @@ from pathlib import Path
 import attrs
 
 from kernels.bundle import codec
-from kernels.placement import PLACEMENT_FILE, Piece, Placement, write_placement
+from kernels.placement import (
+    PLACEMENT_FILE,
+    CachedTable,
+    Piece,
+    Placement,
+    write_placement,
+)
 
 SEGMENTS = {"items": 5, "users": 3}
 # Group 0 pools genres; of items and users either group has a piece, so they are fetched.
@@ -17,6 +23,10 @@ PLACEMENT = Placement(
         (Piece("items", 0, 2), Piece("genres", 0, 1), Piece("users", 2, 3)),
         (Piece("users", 0, 2), Piece("items", 2, 5)),
     )
+)
+# The same, with a few hot rows at a time, soon too old: most batches find some and lack others.
+CACHED = attrs.evolve(
+    PLACEMENT, cached=(CachedTable("items", 1100, 0.05), CachedTable("users", 4000, 0.05))
 )
 
 

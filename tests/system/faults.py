@@ -5,7 +5,8 @@ rate and each has a budget; every score is compared with numpy's. One JSON line 
 exit code is 1 if a score was wrong.
 
 Who is killed when follows from the seed. Of a group's two replicas one always serves: the next kill
-waits until the gateway asks all replicas again. Now and then one of either group is killed at once.
+waits until the gateway, and the executor for its cached tables, ask all replicas again. Now and
+then one of either group is killed at once.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 import trio
 
 from tests import tiny
+from tests.divided import CACHED, PLACEMENT
 from tests.system.nodes import SHARDS, Nodes, nodes
 from transport.client import Client
 from transport.errors import DeadlineExceeded, RequestError, TransportError
@@ -157,7 +159,8 @@ async def _kill_all(client: Client, cluster: Nodes, plan: Plan, tally: Tally) ->
 async def _until_all_are_asked(client: Client) -> None:
     while True:
         try:
-            if (await client.stats())["gateway"].get("replicas_away", 0) == 0:
+            stats = await client.stats()
+            if not any(actor.get("replicas_away") for actor in stats.values()):
                 return
         except TransportError:
             pass
@@ -226,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=plan.seed)
     parser.add_argument("--kills", type=int, default=plan.n_kills)
     parser.add_argument("--rate", type=float, default=plan.rate, help="requests a second")
+    parser.add_argument("--cached", action="store_true", help="items and users are cached tables")
     parser.add_argument("--budget-ms", type=float, default=plan.budget_s * 1e3)
     options = parser.parse_args(arguments)
     plan = Plan(
@@ -234,7 +238,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rate=options.rate,
         budget_s=options.budget_ms * 1e-3,
     )
-    with tempfile.TemporaryDirectory() as folder, nodes(Path(folder)) as cluster:
+    placement = CACHED if options.cached else PLACEMENT
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        nodes(Path(folder), placement=placement) as cluster,
+    ):
         line = trio.run(run, plan, cluster)
     sys.stdout.write(json.dumps(line) + "\n")
     return 1 if line["wrong"] else 0

@@ -18,8 +18,9 @@ import attrs
 import trio
 
 from kernels.bundle.build import BuildOptions, build_bundle
+from kernels.placement import Placement
 from tests import tiny
-from tests.divided import divide
+from tests.divided import PLACEMENT, divide
 
 ROOT = Path(__file__).parents[2]
 STOP_S = 20.0
@@ -124,11 +125,13 @@ class Nodes:
 
 
 @contextmanager
-def nodes(folder: Path, *, missing: str = "fail") -> Iterator[Nodes]:
+def nodes(
+    folder: Path, *, missing: str = "fail", placement: Placement = PLACEMENT
+) -> Iterator[Nodes]:
     """Build the bundle, start all nodes, and stop those that live at the end."""
     model, features = tiny.write_model(folder)
     build_bundle(model, features, folder / "whole", BuildOptions())
-    bundle = divide(folder / "whole", folder / "bundle")
+    bundle = divide(folder / "whole", folder / "bundle", placement)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"

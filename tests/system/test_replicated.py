@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import trio
 
+from kernels.placement import Placement
 from tests import tiny
+from tests.divided import CACHED, PLACEMENT
 from tests.system import faults
 from tests.system.nodes import Nodes, nodes
 from transport.client import Client
@@ -19,15 +21,20 @@ ONCE = RetryPolicy(n_attempts=1)
 SOON = 60.0
 
 
-def test_shards_that_are_killed_cost_no_request_and_no_right_score(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("placement", "n_kills"), [(PLACEMENT, 5), (CACHED, 4)], ids=["divided", "cached"]
+)
+def test_shards_that_are_killed_cost_no_request_and_no_right_score(
+    tmp_path: Path, placement: Placement, n_kills: int
+) -> None:
     # A budget that a busy machine keeps as well: what is asked of it takes some milliseconds.
-    plan = faults.Plan(seed=3, n_kills=5, rate=40.0, budget_s=5.0, pause_s=0.3, calm_s=0.1)
-    with nodes(tmp_path) as cluster:
+    plan = faults.Plan(seed=3, n_kills=n_kills, rate=40.0, budget_s=5.0, pause_s=0.3, calm_s=0.1)
+    with nodes(tmp_path, placement=placement) as cluster:
         line = trio.run(faults.run, plan, cluster)
     assert line["wrong_scores"] == []
     assert line["failed"] == {}
     assert line["requests"] > 50
-    assert line["dead_replicas"] >= 4  # one that was not asked anything died unnoticed
+    assert line["dead_replicas"] >= n_kills - 1  # one that was not asked anything died unnoticed
 
 
 USER = {"user_id": 3, "age": 40.0, "history": [1, 9]}
