@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from runtime.bench.traffic import Sizes, skewed_ids
 from transport.messages import CANDIDATE, SIDES, USER, Block, ScoreRequest
 
-# Hashed features have any number of values; this many show the skew of real keys.
+# Hashed features and keys have any number of values; this many show the skew of real ones.
 _N_HASHED: Final = 1_000_000
 # float32 holds integers below this exactly, so ids may share a block with numbers.
 _FLOAT_IDS: Final = 1 << 24
@@ -68,7 +68,8 @@ def read_wanted(
                 "give --bundle too"
             )
         words = tuple(vocabularies[name]) if encode == "vocabulary" else ()
-        n_ids = {"vocabulary": len(words), "hash": _N_HASHED, None: 0}.get(encode)
+        given = {"vocabulary": len(words), "hash": _N_HASHED, "key": _N_HASHED, None: 0}
+        n_ids = given.get(encode)
         wanted.append(
             Wanted(
                 name=name,

@@ -126,6 +126,7 @@ def test_features_are_read_from_what_a_gateway_says() -> None:
                 "size": 7,
             },
             {"name": "c", "side": "user", "kind": "multi", "width": 3, "encode": "vocabulary"},
+            {"name": "d", "side": "user", "kind": "sequence", "width": 4, "encode": "key"},
         ],
         {"c": ["u", "v"]},
     )
@@ -133,6 +134,7 @@ def test_features_are_read_from_what_a_gateway_says() -> None:
         (USER, 0, 2, ()),
         (CANDIDATE, 7, 1, ()),
         (USER, 2, 3, ("u", "v")),
+        (USER, 1_000_000, 4, ()),
     ]
 
 
