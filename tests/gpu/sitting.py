@@ -195,11 +195,12 @@ def _printed(*command: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def _install(wheels: Path) -> None:
-    """Install wheels that were carried here, where there is no registry."""
+def _install(wheels: Path, site: Path) -> None:
+    """Unpack wheels that were carried here, as there may be no registry; let this process see."""
     files = [str(each) for each in sorted(wheels.glob("*.whl"))]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-    subprocess.run([*command, "--break-system-packages", *files], check=True)
+    subprocess.run([*command, "--target", str(site), *files], check=True)
+    sys.path.insert(0, str(site))
     importlib.invalidate_caches()
 
 
@@ -225,12 +226,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list:
             sys.stdout.writelines(f"{e.name}, {e.limit_s:g} s: {e.shown}\n" for e in chosen)
             return 0
+        # Kernels of one step serve the others; the first to build them builds them cold.
+        environment = {"XDG_CACHE_HOME": str(cache)}
         if options.wheels is not None:
-            _install(options.wheels)
+            _install(options.wheels, Path(held, "site"))
+            environment["PYTHONPATH"] = str(Path(held, "site"))
         outcomes = []
         where = _where(options.commit)
-        # Kernels of one step serve the others; the first to build them builds them cold.
-        sitting = Sitting(work, options.seconds, {"XDG_CACHE_HOME": str(cache)})
+        sitting = Sitting(work, options.seconds, environment)
         for outcome in sitting.run(chosen):
             outcomes.append(outcome)
             step = outcome.step

@@ -51,6 +51,8 @@ def steps(out: Path, zoo: Path) -> list[Step]:
         zoo: Folder of the zoo.
     """
 
+    tests = ("-m", "pytest", "-q", "--require-gpu")
+
     def kept(name: str, *options: str) -> tuple[str, ...]:
         return (*options, "--json", str(out / f"{name}.json"))
 
@@ -69,13 +71,12 @@ def steps(out: Path, zoo: Path) -> list[Step]:
         return Step(name=name, limit_s=limit_s, command=command, needs=_SERVING, digest=zoo_lines)
 
     def sanitized(tool: str, limit_s: float, most_s: float, chosen: str) -> Step:
-        tests = ("-m", "pytest", "-q", "--require-gpu", "tests/gpu/test_emitted.py", "-k", chosen)
         return Step(
             name=tool,
             limit_s=limit_s,
             most_s=most_s,
             tool=("compute-sanitizer", "--tool", tool, "--error-exitcode", "9"),
-            command=tests,
+            command=(*tests, "tests/gpu/test_emitted.py", "-k", chosen),
             needs=("pytest",),
             digest=sanitizer,
         )
@@ -85,14 +86,21 @@ def steps(out: Path, zoo: Path) -> list[Step]:
     deepfm = str(zoo / "models" / "deepctr_DeepFM.dynamo.onnx")
     what = ("--onnx", deepfm, "--user-columns", "23")
     return [
-        right("right-fp16", 45),
+        right("right-fp16", 40),
         right("right-fp32", 30, "--precision", "fp32"),
         right("right-bf16", 25, "--precision", "bf16"),
         Step(
+            name="emitted",
+            limit_s=45,
+            command=(*tests, "tests/gpu/test_emitted.py", "-n", "8", "--dist", "worksteal"),
+            needs=("pytest", "xdist"),
+            digest=last_lines,
+        ),
+        Step(
             name="tests",
-            limit_s=80,
-            command=("-m", "pytest", "-q", "--require-gpu", "tests/gpu"),
-            needs=("pytest", "hypothesis", *_SERVING),
+            limit_s=45,
+            command=(*tests, "tests/gpu", "--ignore", "tests/gpu/test_emitted.py"),
+            needs=("pytest", *_SERVING),
             digest=last_lines,
         ),
         zoo_on("zoo-fp16", 65, "cuda"),

@@ -131,7 +131,7 @@ def test_the_command_lists_runs_and_reports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert sitting.main(["--list", "--out", str(tmp_path)]) == 0
-    assert "right-fp16, 45 s: python3 -m kernels.bench" in capsys.readouterr().out
+    assert "right-fp16, 40 s: python3 -m kernels.bench" in capsys.readouterr().out
     monkeypatch.setattr(sitting, "steps", lambda out, zoo: [step("one", "print('hello')")])
     assert sitting.main(["--out", str(tmp_path), "--commit", "abc"]) == 0
     said = capsys.readouterr().out
