@@ -77,12 +77,15 @@ class Nodes:
         """Start a node, for the first time or again."""
         self._lives[name] = self._lives.get(name, 0) + 1
         with self._out(name).open("wb") as sink:
+            # In a session of its own, as Linux shares the processor by session: a node that starts
+            # does not take from the others, which in real life are on other machines.
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", "runtime.node", "cluster.toml", "--node", name],
                 cwd=self.folder,
                 env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
                 stdout=sink,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def kill(self, name: str) -> None:
