@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         topology = cluster_file.load(arguments.cluster)
+        if not 0 <= arguments.patience < float("inf"):
+            raise StartError(f"--patience: want seconds, got {arguments.patience:g}")
         outcome = trio.run(_deploy, topology, arguments, console)
     except StartError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -71,6 +73,7 @@ async def _deploy(topology: Topology, arguments: argparse.Namespace, console: Co
             arguments.bundle,
             say=console.say,
             any_origin=arguments.any_origin,
+            without=arguments.without,
             patience_s=arguments.patience,
         )
         try:
@@ -98,6 +101,13 @@ def _parser() -> argparse.ArgumentParser:
         "--any-origin",
         action="store_true",
         help="even if the bundle was built from a model of another name",
+    )
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="ACTOR",
+        help="leave out this shard or executor, whose machine is down; may be given again",
     )
     parser.add_argument(
         "--patience",

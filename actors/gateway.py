@@ -61,6 +61,7 @@ from transport.sockets import Frame, RouterSocket, SocketOptions, open_context
 
 # A deadline is noticed at most this much late; finer would only cost wake-ups.
 _SWEEP_S = 0.002
+_UNAVAILABLE = ERROR_CODES.index("unavailable")
 # Messages taken at a time: bounds the time between two looks at the other source of them.
 _RECEIVE_MOST = 256
 # Of the number of a batch: 2 ** 32 lives, of 2 ** 28 batches each before they run into the next.
@@ -196,6 +197,8 @@ class Gateway:
                     self._settle(message)
                 elif type(message) is PartsLate:
                     self._asker.late(message)
+                    if _UNAVAILABLE in message.codes:  # another replica may do, for now
+                        self._restorer.suspect()
                 elif isinstance(message, QUESTIONS):
                     self._versions.serve(envelope, nursery)
                 elif envelope.reply is None:

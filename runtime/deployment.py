@@ -23,7 +23,7 @@ An actor that is restarted on the way comes back with what it held, both version
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -60,6 +60,8 @@ _PATIENCE_S: Final = 30.0
 # Of an actor that was never heard: there may be no cluster at all.
 _FIRST_PATIENCE_S: Final = 5.0
 _FAREWELL_S: Final = 2.0
+# Of one actor: a bundle that ends its process must not use up its node's restarts.
+_LOADS_MOST: Final = 2
 # Of a percentage, for the lines that say how far it is.
 _STEP: Final = 20
 
@@ -91,10 +93,12 @@ class Deployment:
         bundle: The bundle's folder; all machines of the cluster must have it at this place.
         say: Gets lines for a person.
         any_origin: Whether the bundle may be built from another model than the one in use was.
+        without: Shards and executors that are left out, as their machines are down, say. One that
+            comes back later is told by the gateways to load what they use.
         patience_s: How long an actor may be silent.
 
     Raises:
-        DeploymentFailed: There is no such model.
+        DeploymentFailed: There is no such model, or none of those that are to be left out.
     """
 
     def __init__(
@@ -106,14 +110,22 @@ class Deployment:
         *,
         say: Say = _silent,
         any_origin: bool = False,
+        without: Collection[str] = (),
         patience_s: float = _PATIENCE_S,
     ) -> None:
         spec = topology.models.get(model)
         if spec is None:
             known = ", ".join(sorted(topology.models)) or "none"
             raise DeploymentFailed(f"there is no model {model!r}; there are {known}")
+        if not topology.gateways:
+            raise DeploymentFailed("the topology has no gateway")
         self._gateways = topology.gateways
-        self._holders = tuple(dict.fromkeys((*spec.shards, *spec.executors)))
+        holders = dict.fromkeys((*spec.shards, *spec.executors))
+        for name in without:
+            if name not in holders:
+                known = ", ".join(holders)
+                raise DeploymentFailed(f"without: no shard or executor {name!r}; there are {known}")
+        self._holders = tuple(name for name in holders if name not in without)
         self._updaters = topology.updaters(model)
         self._machines: dict[str, list[str]] = {}
         for actor in self._all:
@@ -239,9 +251,18 @@ class Deployment:
             await self._load_at(actor)
 
     async def _load_at(self, actor: str) -> None:
-        said, pause = 0, _FIRST_POLL_S
+        said, pause, n_begun = 0, _FIRST_POLL_S, 0
         while True:
-            state = await self._ask(actor, self._question(LoadVersion, bundle=str(self._bundle)))
+            state = await self._ask(actor, self._question(VersionRequest))
+            if state.state in ("absent", "failed") and n_begun < _LOADS_MOST:
+                n_begun += 1
+                question = self._question(LoadVersion, bundle=str(self._bundle))
+                state = await self._ask(actor, question)
+            if state.state == "absent":
+                raise DeploymentFailed(
+                    f"{actor}: has ended {n_begun} times while it loaded {self._bundle}; "
+                    f"{self._what_serves()}"
+                )
             if state.state == "ready":
                 self._say(f"{actor}: loaded")
                 return

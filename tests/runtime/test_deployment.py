@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -65,6 +66,7 @@ class FakeActor:
     obeys: int = 0
     away: float = 0.0
     built_from: str = "tiny"
+    is_loading: bool = False
     breaks: Callable[[Message], object] = lambda message: None
 
     def tell(self, message: Message) -> None:
@@ -81,12 +83,13 @@ class FakeActor:
         )
         state, n_in_flight = "ready" if message.version in self.held else "absent", 0
         if self.obeys in (0, message.deployment):
-            if isinstance(message, LoadVersion) and state == "absent":
+            self.is_loading |= isinstance(message, LoadVersion) and state == "absent"
+            if isinstance(message, LoadVersion | VersionRequest) and self.is_loading:
                 state = "failed" if self.fails else "loading"
                 self.loads -= 1
                 if self.loads < 0 and not self.fails:
                     self.held.append(message.version)
-                    state = "ready"
+                    self.is_loading, state = False, "ready"
             elif isinstance(message, UseVersion) and message.version in self.held:
                 self.current = message.version
             elif isinstance(message, DropVersion) and message.version in self.held:
@@ -124,7 +127,7 @@ class Cluster:
             models={"m": model},
         )
 
-    async def deploy(self, bundle: Path, **options: bool) -> Outcome:
+    async def deploy(self, bundle: Path, **options: Any) -> Outcome:  # noqa: ANN401
         deployment = Deployment(
             self.topology,
             self.actors.__getitem__,
@@ -202,6 +205,35 @@ async def test_an_actor_that_is_away_for_a_while_is_waited_for(
     shard.breaks = lambda message: die(shard, message)
     assert (await cluster.deploy(bundle)).version == new
     assert cluster.hold() == {(new, (new,))}
+
+
+async def test_a_bundle_that_ends_its_loader_is_given_up(
+    bundle: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    cluster = Cluster()
+    executor = cluster.actors["executor"]
+    executor.loads = 10
+
+    def crash(message: Message) -> None:
+        if executor.is_loading:
+            executor.is_loading, executor.away = False, trio.current_time() + 3
+
+    executor.breaks = crash
+    with pytest.raises(DeploymentFailed, match=r"executor: has ended 2 times while it loaded /.*;"):
+        await cluster.deploy(bundle)
+    assert cluster.asked(LoadVersion).count("executor") == 2
+    assert cluster.hold() == {(OLD, (OLD,))}
+
+
+async def test_what_is_left_out_is_not_asked(
+    bundle: Path, new: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    cluster = Cluster()
+    cluster.actors["shard"].away = float("inf")
+    assert (await cluster.deploy(bundle, without=["shard"])).version == new
+    assert cluster.actors["executor"].held == [new]
+    with pytest.raises(DeploymentFailed, match="without: no shard or executor 'front-0'; there"):
+        await cluster.deploy(bundle, without=["front-0"])
 
 
 async def test_one_that_lost_what_it_had_loaded_loads_it_again(
