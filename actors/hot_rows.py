@@ -5,6 +5,14 @@ that it asks the groups of shards for. What is under way is not asked for again 
 batch waits for it, if it lives as long as the batch and is no older than a row may be. What a shard
 answers is for all who wait for it; a row that changed meanwhile is not kept.
 
+Hot rows are kept in the host's memory, as they are stored, on an executor with a card as well: rows
+are pooled by the processor, and what is staged for the card is columns, as of shards' parts. In the
+card's memory lie only tables that are placed there whole.
+
+An update's rows are seen by a batch once they are fetched anew, each by itself: unlike those of
+shards, of cached rows an answer may have some from before an update and some from after, within the
+bound on their age.
+
 Pure: events go in with the time at which they happen, what is to be done comes out.
 """
 

@@ -98,6 +98,20 @@ async def test_tables_on_the_card_give_the_same_scores(
     assert error < (2e-3 if precision == "fp16" else 1e-5)
 
 
+async def test_cached_tables_are_pooled_beside_the_card(
+    tiny_bundle: Path, tmp_path: Path, emitted: FakeCuda
+) -> None:
+    """One table's hot rows are kept in the host's memory, another table lies on the card."""
+    first, second, *_ = (table.name for table in load_bundle(tiny_bundle).manifest.tables)
+    placement = tmp_path / "placement.toml"
+    placement.write_text(
+        f"version = 1\ndevice = [{json.dumps(first)}]\n"
+        f"[cached.{json.dumps(second)}]\nmax_bytes = 10_000\n"
+    )
+    assert await largest_error(tiny_bundle, {"precision": "fp32"}, placement) < 1e-5
+    assert emitted.launched > 0
+
+
 async def test_launches_of_wide_linears_are_served(
     tiny_bundle: Path, emitted: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
