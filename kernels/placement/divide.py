@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from kernels.placement.placement import Piece
 from kernels.placement.skew import F64
 
-# Largest piece, in shares of what a group has on average.
-_PIECE_SIZES: Final = (1.0, 0.5, 0.25, 0.125, 0.0625)
+# Largest piece, in shares of what a group has on average. Whole tables come first: a shard pools
+# them itself, which moves fewer bytes.
+_PIECE_SIZES: Final = (np.inf, 1.0, 0.5, 0.25, 0.125, 0.0625)
 # The fullest group over what it has to be at least, in bytes and traffic, that is good enough.
 _GOOD: Final = 1.1
+# Groups of fewer bytes than this need not be alike in them.
+_SMALL_BYTES: Final = 1e8
 # Smaller pieces have to improve the sum of both by so much.
 _WORTH: Final = 0.98
 
@@ -46,8 +49,8 @@ class Division:
 
     Attributes:
         groups: Each group's pieces, in the order of the items.
-        size: float64 ``[n_groups]``, bytes, in shares of their mean.
-        work: float64 ``[n_groups]``, in the same way.
+        size: float64 ``[n_groups]``, bytes, in shares of their mean or of ``_SMALL_BYTES``.
+        work: float64 ``[n_groups]``, in shares of its mean.
     """
 
     groups: tuple[tuple[Piece, ...], ...]
@@ -66,7 +69,10 @@ def divide(items: Sequence[Item], n_groups: int) -> Division:
     scaled = [
         attrs.evolve(item, size=size, work=work)
         for item, size, work in zip(
-            items, _scaled(sizes, n_groups), _scaled(works, n_groups), strict=True
+            items,
+            _scaled(sizes, n_groups, _SMALL_BYTES),
+            _scaled(works, n_groups, 0.0),
+            strict=True,
         )
     ]
     # No segment can be divided.
@@ -84,9 +90,9 @@ def divide(items: Sequence[Item], n_groups: int) -> Division:
     return best
 
 
-def _scaled(loads: Sequence[F64], n_groups: int) -> list[F64]:
-    """Return loads in shares of what a group has on average."""
-    mean = sum(float(each.sum()) for each in loads) / n_groups
+def _scaled(loads: Sequence[F64], n_groups: int, least: float) -> list[F64]:
+    """Return loads in shares of what a group has on average, or of ``least`` if that is more."""
+    mean = max(sum(float(each.sum()) for each in loads) / n_groups, least)
     return [each / mean if mean else np.zeros_like(each) for each in loads]
 
 

@@ -7,7 +7,8 @@ what is left (``caches.py``), and all that is left is divided over the groups (`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -17,7 +18,7 @@ from kernels.bundle.manifest import Manifest, Table
 from kernels.placement.caches import CachePlan, choose_caches
 from kernels.placement.check import check_placement
 from kernels.placement.costs import Costs, costs_of, read_bytes, stored_bytes
-from kernels.placement.divide import Item, divide
+from kernels.placement.divide import Division, Item, divide
 from kernels.placement.placement import DEFAULT_STALE_S, Placement
 from kernels.placement.skew import F64
 from kernels.placement.traffic import Traffic
@@ -84,8 +85,14 @@ def plan(manifest: Manifest, traffic: Traffic, budget: Budget) -> Plan:
     cached = tuple(
         attrs.evolve(caches[t.name].table, stale_s=budget.stale_s) for t in left if t.name in caches
     )
-    items = [_item(table, traffic, costs[table.name], caches.get(table.name)) for table in left]
-    division = divide(items, budget.n_groups)
+    read = {t.name: caches[t.name].distinct if t.name in caches else costs[t.name].distinct
+            for t in left}  # fmt: skip
+    division = divide(_items(left, traffic, read), budget.n_groups)
+    if whole := _whole(division, caches):
+        # These are pooled: each id is looked up, not each distinct key. Divided once more with
+        # that, others may be whole, but it is near enough.
+        read |= {name: traffic.tables[name].lookups for name in whole}
+        division = divide(_items(left, traffic, read), budget.n_groups)
     placement = Placement(groups=division.groups, device=device, cached=cached)
     check_placement(placement, manifest, budget.n_groups)
     size, rows, work = expected(placement, manifest, traffic, caches)
@@ -132,15 +139,22 @@ def _device(
     return tuple(table.name for table in manifest.tables if table.name in chosen)
 
 
-def _item(table: Table, traffic: Traffic, costs: Costs, cache: CachePlan | None) -> Item:
-    asked = traffic.tables[table.name]
-    rows = costs.distinct if cache is None else cache.distinct
-    size = stored_bytes(table) * _row_shares(table)
-    return Item(
-        table=table.name,
-        size=size,
-        work=rows * read_bytes(table) * asked.shares,
-    )
+def _items(tables: Sequence[Table], traffic: Traffic, rows: Mapping[str, float]) -> list[Item]:
+    """Return tables to be divided, of which so many rows are read for a request."""
+    return [
+        Item(
+            table=table.name,
+            size=stored_bytes(table) * _row_shares(table),
+            work=rows[table.name] * read_bytes(table) * traffic.tables[table.name].shares,
+        )
+        for table in tables
+    ]
+
+
+def _whole(division: Division, caches: Mapping[str, CachePlan]) -> set[str]:
+    """Return the tables that lie in one group and are not cached."""
+    homes = Counter(piece.table for group in division.groups for piece in group)
+    return {name for name, n in homes.items() if n == 1 and name not in caches}
 
 
 def _row_shares(table: Table) -> F64:

@@ -17,6 +17,8 @@ _ENDS: Final = 3
 _FAN_OUT_REQUESTS: Final = (1, 16, 64)
 # A segment that is more than this of a table's traffic is told, and cannot be divided.
 _HOT_SEGMENT: Final = 0.5
+# A segment that is larger than this, and than what a shard should have, is told.
+_LARGE_BYTES: Final = 1e8
 
 
 def fan_out(plan: Plan, n_requests: float) -> float:
@@ -148,7 +150,7 @@ def _notes(plan: Plan) -> Iterator[str]:
 def _is_stuck(plan: Plan, table: Table) -> bool:
     mean = float(plan.size.mean())
     largest = table.size_bytes / table.segments
-    return table.name not in plan.placement.device and mean > 0 and largest > 1.5 * mean
+    return table.name not in plan.placement.device and largest > max(1.5 * mean, _LARGE_BYTES)
 
 
 def _over(loads: F64) -> str:

@@ -93,7 +93,7 @@ def test_the_same_arguments_give_the_same_plan() -> None:
 
 def test_a_table_of_keys_is_divided_where_it_is_too_large_for_a_group() -> None:
     manifest = manifest_of(
-        table_of("large", rows=8_000_000, segments=64, keyed=True),
+        table_of("large", rows=80_000_000, segments=64, keyed=True),
         *(table_of(f"small-{i}", rows=1000, segments=4, keyed=True) for i in range(8)),
     )
     found = planned(manifest, 4)
