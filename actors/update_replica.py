@@ -8,6 +8,7 @@ of a peer, which a third task sends.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -163,23 +164,30 @@ class Replica:
     async def _serve(self) -> None:
         while True:
             await self._arrived.wait()
-            updater, code, problem = "", "ok", ""
-            arrivals: list[tuple[UpdateBatch, float]] = []
-            while self._waiting and len(arrivals) < _TOGETHER:
-                message, at = self._waiting[0]
-                updater = message.updater
-                if isinstance(message, UpdateBatch):
-                    arrivals.append((message, at))
-                elif arrivals:
-                    break  # in their order
-                else:
-                    code, problem = await self._take_seed(message.peer)
-                self._waiting.popleft()
+            arrivals = self._next_updates()
             if arrivals:
+                updater = arrivals[-1][0].updater
                 code, problem = await self._update(arrivals)
+            else:
+                order = self._waiting[0][0]
+                assert isinstance(order, SeedOrder)
+                updater = order.updater
+                code, problem = await self._take_seed(order.peer)
+            # Until here they count as waiting, for whoever asks how long they have.
+            for _ in range(max(len(arrivals), 1)):
+                self._waiting.popleft()
             if not self._waiting:
                 self._arrived = trio.Event()
             self._acknowledge(updater, code, problem)
+
+    def _next_updates(self) -> list[tuple[UpdateBatch, float]]:
+        """Return what is to be persisted together; nothing if a seed is to be taken first."""
+        arrivals: list[tuple[UpdateBatch, float]] = []
+        for message, at in itertools.islice(self._waiting, _TOGETHER):
+            if not isinstance(message, UpdateBatch):
+                break
+            arrivals.append((message, at))
+        return arrivals
 
     async def _update(self, arrivals: list[tuple[UpdateBatch, float]]) -> tuple[str, str]:
         """Persist and apply what can be; return a code and what is wrong with the rest."""

@@ -40,6 +40,7 @@ from runtime.actor import Context, Envelope
 from runtime.errors import StartError
 from runtime.mailbox import Mailbox
 from runtime.metrics import Metrics
+from runtime.topology import Topology
 from transport.codec import Packet, decode, encode
 from transport.errors import RemoteProtocolError
 from transport.messages import ErrorReply, Message, UpdateAck, UpdateRequest
@@ -50,6 +51,7 @@ log = logging.getLogger(__name__)
 # Updates that are made durable by one fsync.
 _RECEIVE_MOST: Final = 64
 _TRIM_S: Final = 1.0
+_REDIS: Final = "actors.redis.shard.RedisShard"
 # A subscriber whose updates are refused for now tries again after this.
 _HOLD_S: Final = 0.1
 
@@ -103,6 +105,8 @@ class Updater:
         self._options = options
         self._metrics = Metrics()
         models = [name for name in topology.models if updater_of(topology, name) == context.name]
+        for name in models:
+            _check_shards(topology, name)
         self._versions = Versions(
             context, models, self._open, on_ready=self._start, close_version=self._close
         )
@@ -308,6 +312,16 @@ class _Outcome:
         """Whether the same update may be taken later."""
         message = self.message
         return isinstance(message, ErrorReply) and message.code in ("overloaded", "unavailable")
+
+
+def _check_shards(topology: Topology, model: str) -> None:
+    for shard in topology.models[model].shards:
+        for actor in topology.node_of(shard).actors:
+            if actor.name == shard and actor.class_name == _REDIS:
+                raise StartError(
+                    f"model {model}: the tables of {shard} lie in Redis, which takes rows itself; "
+                    "the option `models` of an updater says whose updates it takes"
+                )
 
 
 def _invalid(request_id: int, problem: str) -> ErrorReply:

@@ -27,6 +27,13 @@ class Disk:
     ``sync`` has returned, and the names of files once ``sync_folder`` has.
     """
 
+    def make_folder(self, folder: Path) -> None:
+        """Make a folder, and those above it, whose names are on the device when this returns."""
+        if not folder.is_dir():
+            self.make_folder(folder.parent)
+            folder.mkdir(exist_ok=True)
+            self.sync_folder(folder.parent)
+
     def lock(self, path: Path) -> int:
         """Take a file's lock, which ends with its descriptor, and with the process.
 

@@ -64,7 +64,7 @@ class Log:
         self._rotate_bytes = rotate_bytes
         self._broken = ""
         self._lock = threading.Lock()
-        folder.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(folder)
         try:
             self._lock_fd = disk.lock(folder / "lock")
         except BlockingIOError as error:

@@ -121,7 +121,6 @@ class UpdateState:
         self._folder = folder
         self._fsync = fsync
         self._disk = disk
-        folder.mkdir(parents=True, exist_ok=True)
         self._log = Log(folder, rotate_bytes=rotate_bytes, disk=disk)
         self._snapshot: tuple[Path, int] | None = None
         self._snapshot_bytes = 0
