@@ -11,16 +11,18 @@ Pure, and the same on all sides: what is where follows from the manifest and the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, cast
+from functools import cached_property
+from typing import cast
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.pooling import RowPool
 from kernels.bundle.manifest import Manifest, SideLayout, Table
 from kernels.errors import LookupFailed
-from kernels.lookup import PooledLookup, ShardLayout, shard_layout
-from kernels.store.rows import RowType, decode_rows
+from kernels.lookup import ShardLayout, shard_layout
+from kernels.store.rows import RowType
 from kernels.store.unique import unique_keys
 from transport.messages import Batch, RowsPart
 
@@ -28,8 +30,6 @@ F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
-
-_NO_KEYS: Final = np.empty(0, np.int64)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -61,15 +61,15 @@ class Wanted:
         user_slots: As in ``Batch``, and so are the next two.
         candidate_slots: See ``user_slots``.
         part_rows: See ``user_slots``.
-        keys: For each part, what its ``LookupBatch.keys`` are.
-        key_splits: For each part, what its ``LookupBatch.key_splits`` are.
+        keys: For each part that has any, what its ``LookupBatch.keys`` are.
+        key_splits: int32 ``[n_parts, T + 1]``, what its ``LookupBatch.key_splits`` are.
     """
 
     user_slots: I32
     candidate_slots: I32
     part_rows: I32
-    keys: list[I64]
-    key_splits: list[I32]
+    keys: dict[int, I64]
+    key_splits: I32
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -140,14 +140,17 @@ class FetchLayout:
         user_slots = np.empty((len(self.user.id_rows), n_users), np.int32)
         candidate_slots = np.empty((len(self.candidate.id_rows), n_rows), np.int32)
         part_rows = np.empty((self.n_parts, len(self.tables)), np.int32)
-        keys: list[list[I64]] = [[] for _ in range(self.n_parts)]
+        keys: dict[int, list[I64]] = {}
+        all_of_users, all_of_rows = (
+            user_ids[self.user.id_rows],
+            candidate_ids[self.candidate.id_rows],
+        )
         for number, fetched in enumerate(self.tables):
             table = fetched.table
-            of_users = user_ids[self.user.id_rows[fetched.user]]
-            of_rows = candidate_ids[self.candidate.id_rows[fetched.candidate]]
+            of_users, of_rows = all_of_users[fetched.user], all_of_rows[fetched.candidate]
             try:
                 found = unique_keys(
-                    np.concatenate([of_users.ravel(), of_rows.ravel()]),
+                    np.concatenate([of_users.reshape(-1), of_rows.reshape(-1)]),
                     n_segments=table.segments,
                     rows=table.rows,
                     keyed=table.keyed,
@@ -159,16 +162,19 @@ class FetchLayout:
             user_slots[fetched.user] = found.slots[: of_users.size].reshape(of_users.shape)
             candidate_slots[fetched.candidate] = found.slots[of_users.size :].reshape(of_rows.shape)
             part_rows[:, number] = found.splits
-            for part, piece in enumerate(np.split(found.keys, np.cumsum(found.splits)[:-1])):
-                keys[part].append(piece)
+            start = 0
+            for part in np.flatnonzero(found.splits).tolist():
+                stop = start + int(found.splits[part])
+                keys.setdefault(part, []).append(found.keys[start:stop])
+                start = stop
         splits = np.zeros((self.n_parts, len(self.tables) + 1), np.int32)
         np.cumsum(part_rows, axis=1, out=splits[:, 1:])
         return Wanted(
             user_slots=user_slots,
             candidate_slots=candidate_slots,
             part_rows=part_rows,
-            keys=[np.concatenate([_NO_KEYS, *pieces]) for pieces in keys],
-            key_splits=list(splits),
+            keys={part: np.concatenate(pieces) for part, pieces in sorted(keys.items())},
+            key_splits=splits,
         )
 
     def problem(self, head: Batch, parts: Mapping[int, RowsPart]) -> str | None:
@@ -209,16 +215,12 @@ class FetchLayout:
         Returns:
             float32 ``[K, user.width]`` and ``[M, candidate.width]``.
 
+        Not by two threads at once.
+
         Raises:
             LookupFailed: A slot is none.
         """
-        tables = self._put_together(head, parts)
-        user = PooledLookup(tables, self.user)
-        candidate = PooledLookup(tables, self.candidate)
-        return (
-            user.run(head.user_slots.astype(np.int64), head.user_slot_weights),
-            candidate.run(head.candidate_slots.astype(np.int64), head.candidate_slot_weights),
-        )
+        return self._pool.run(head, parts)
 
     def degraded(self, head: Batch, parts: Sequence[int]) -> NDArray[np.bool_]:
         """Return which requests look up rows of some parts: bool ``[K]``."""
@@ -238,26 +240,14 @@ class FetchLayout:
         of_users[request_of_row[of_rows]] = True
         return of_users
 
-    def _put_together(self, head: Batch, parts: Mapping[int, RowsPart]) -> dict[str, F32]:
-        totals = head.part_rows.sum(axis=0, dtype=np.int64).tolist()
-        tables = [
-            np.empty((total, fetched.table.dim), np.float32)
-            for total, fetched in zip(totals, self.tables, strict=True)
-        ]
-        row_bytes = self._row_bytes().tolist()
-        filled = [0] * len(tables)
-        for index, counts in enumerate(head.part_rows.tolist()):
-            at = 0
-            for number, n in enumerate(counts):
-                if not n:
-                    continue
-                fetched, width, start = self.tables[number], row_bytes[number], filled[number]
-                piece = parts[index].rows[at : at + n * width].reshape(n, width)
-                out = tables[number][start : start + n]
-                decode_rows(piece, fetched.dtype, fetched.table.dim, out)
-                filled[number] += n
-                at += n * width
-        return {fetched.table.name: rows for fetched, rows in zip(self.tables, tables, strict=True)}
+    @cached_property
+    def _pool(self) -> RowPool:
+        user = np.empty(len(self.user.id_rows), np.intp)
+        candidate = np.empty(len(self.candidate.id_rows), np.intp)
+        for number, fetched in enumerate(self.tables):
+            user[fetched.user] = candidate[fetched.candidate] = number
+        tables = [(fetched.table, fetched.dtype) for fetched in self.tables]
+        return RowPool(tables, self.user, self.candidate, user, candidate)
 
     def _row_bytes(self) -> I64:
         return np.array([fetched.table.row_bytes for fetched in self.tables], np.int64)

@@ -180,7 +180,7 @@ class ModelFront:
         lookups = []
         for part, route in enumerate(self.parts):
             layouts, replicas = (route.user, route.candidate), route.replicas or (executor,)
-            if wanted is not None and len(wanted.keys[part]):
+            if wanted is not None and part in wanted.keys:
                 keys = wanted.keys[part], wanted.key_splits[part]
                 lookups.append((replicas, lookup(part, *layouts, *keys)))
             elif route.pools:

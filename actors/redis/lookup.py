@@ -31,6 +31,7 @@ U8 = NDArray[np.uint8]
 
 # Above this many positions of bags, finding keys and pooling runs in a thread, as a shard's lookup.
 _THREAD_POSITIONS = 20_000
+_NO_KEYS = np.empty(0, np.int64)
 
 
 class Looked(NamedTuple):
@@ -130,7 +131,7 @@ class ModelLookup:
         self, wanted: Wanted, batch: LookupBatch
     ) -> list[tuple[RedisTable, NDArray[np.int64]]]:
         """Return tables and the keys wanted of each: first the pooled, then the fetched ones."""
-        keys, splits = wanted.keys[0], wanted.key_splits[0].tolist()
+        keys, splits = wanted.keys.get(0, _NO_KEYS), wanted.key_splits[0].tolist()
         asked = [
             (self._tables[fetched.table.name], keys[splits[i] : splits[i + 1]])
             for i, fetched in enumerate(self._pooled.tables)

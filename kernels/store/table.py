@@ -22,7 +22,14 @@ from kernels.store.files import map_segments, read_ahead
 from kernels.store.header import Segment, TableHeader, read_header
 from kernels.store.index import find_in_index, index_keys
 from kernels.store.partition import dense_segment, rows_per_segment, segment_of
-from kernels.store.rows import RowType, decode_rows, encode_rows, row_bytes, type_code
+from kernels.store.rows import (
+    RowType,
+    check_encoded,
+    decode_rows,
+    encode_rows,
+    row_bytes,
+    type_code,
+)
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -129,22 +136,37 @@ class StoredTable:
             )
         n, dim = array.shape
         parts = [dense_segment(i, rows=n, n_segments=n_segments) for i in range(n_segments)]
-        header = TableHeader(
-            name=name,
-            version=_NO_VERSION,
-            rows=n,
-            dim=dim,
-            dtype=dtype,
-            keyed=False,
-            segments=tuple(
-                Segment(rows=len(part), home_buckets=0, buckets=0, rows_sha256="", index_sha256="")
-                for part in parts
-            ),
-        )
+        header = _dense_header(name, dtype, dim, [len(part) for part in parts])
         chosen = _chosen(segments, header)
         encoded = array.view(np.uint8).reshape(n, row_bytes(dtype, dim))
         rows = {i: encoded[parts[i].start : parts[i].stop] for i in chosen}
         return cls(header, chosen, rows, {}, native=native)
+
+    @classmethod
+    def of_rows(
+        cls, dtype: RowType, dim: int, *, name: str = "", native: bool = True
+    ) -> StoredTable:
+        """Make a dense table of no rows, in memory, which ``refill`` gives others."""
+        nothing = np.empty((0, row_bytes(dtype, dim)), np.uint8)
+        header = _dense_header(name, dtype, dim, [0])
+        return cls(header, range(1), {0: nothing}, {}, native=native)
+
+    def refill(self, rows: U8) -> None:
+        """Take other rows in place of all; only of a table that ``of_rows`` made.
+
+        Args:
+            rows: uint8 ``[n, row_bytes]``, C-ordered. Kept. No lookup may run meanwhile.
+        """
+        check_encoded("rows", rows, self.header.row_bytes)
+        n = len(rows)
+        header = self.header
+        self.header = _dense_header(header.name, header.dtype, header.dim, [n])
+        self._rows = {0: rows}
+        self._first_rows = np.array([0, n])
+        if self._native is not None:
+            self._c_segments[0].rows = _address(rows) if n else self._c.default_row
+            self._c_segments[0].n_rows = self._c.rows = n
+            self._c.segment_rows = rows_per_segment(n, 1)
 
     @property
     def unseen(self) -> int:
@@ -373,6 +395,22 @@ class StoredTable:
         self._c.rows, self._c.dim = header.rows, header.dim
         self._c.row_bytes, self._c.dtype = header.row_bytes, type_code(header.dtype)
         self._c.default_row = nowhere
+
+
+def _dense_header(name: str, dtype: RowType, dim: int, sizes: list[int]) -> TableHeader:
+    """Return the header of a dense table that lies in no files, by its segments' sizes."""
+    return TableHeader(
+        name=name,
+        version=_NO_VERSION,
+        rows=sum(sizes),
+        dim=dim,
+        dtype=dtype,
+        keyed=False,
+        segments=tuple(
+            Segment(rows=n, home_buckets=0, buckets=0, rows_sha256="", index_sha256="")
+            for n in sizes
+        ),
+    )
 
 
 def _chosen(segments: range | None, header: TableHeader) -> range:

@@ -188,6 +188,23 @@ def test_an_array_is_a_dense_table(dtype: type, native: bool, tmp_path: Path) ->
     table.warm()
 
 
+@pytest.mark.parametrize("native", BOTH)
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "int8"])
+def test_a_table_of_rows_in_memory_is_filled_again_and_again(dtype: RowType, native: bool) -> None:
+    table = StoredTable.of_rows(dtype, 4, name="t", native=native)
+    with pytest.raises(LookupFailed):
+        table.fetch(np.array([0]))
+    for n in (3, 50, 0, 7):
+        rows = encode_rows(np.random.default_rng(n).standard_normal((n, 4), np.float32), dtype)
+        table.refill(rows)
+        asked = np.arange(n)[::-1].copy()
+        np.testing.assert_array_equal(table.fetch_encoded(asked), rows[asked])
+        with pytest.raises(LookupFailed, match=rf"row {n} is outside .*of {n} rows"):
+            table.fetch(np.array([n]))
+    with pytest.raises(ValueError, match="rows: want"):
+        table.refill(np.zeros((2, 3), np.uint8))
+
+
 @pytest.mark.parametrize(
     "array", [np.zeros((3, 4)), np.zeros(3, np.float32), np.zeros((4, 3), np.float32).T]
 )
