@@ -8,11 +8,11 @@ reads what a topology says to each; ``usual.py`` is what they answer alike. Tabl
 instead: ``redis/`` has the shard for that.
 
 Which shard holds what, and so what each is asked, is ``layouts.py``; tables that are divided come
-as rows, ``fetch.py``, which an executor pools, ``pooling.py``; ``joins.py`` knows when they are late.
-Groups have replicas: ``asking.py`` with ``replicas.py`` says who is asked, ``asker.py`` does it for
-a gateway, ``probing.py`` watches who lives, ``defaults.py`` makes what stands for rows that are
-gone. Of tables that are cached an executor keeps hot rows:
-``hot_rows.py`` with ``flights.py``, and ``hot_asker.py``, which fetches the others.
+as rows, ``fetch.py``, which an executor pools, ``pooling.py``; ``joins.py`` knows when they are
+late. Groups have replicas: ``asking.py`` with ``replicas.py`` says who is asked, ``asker.py`` does
+it for a gateway, ``probing.py`` watches who lives, ``defaults.py`` makes what stands for rows that
+are gone. Of tables that are cached an executor keeps hot rows: ``hot_rows.py`` with ``flights.py``,
+and ``hot_asker.py``, which fetches the others.
 
 Models are replaced while they are served: ``versions.py`` is what each actor holds and does for it,
 ``restore.py`` what a gateway sees to, ``deploy.py`` the command.
