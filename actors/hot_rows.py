@@ -140,6 +140,9 @@ class HotTables:
         tables: Those of them that are cached.
         groups: The groups that have rows of these, by number.
 
+    Attributes:
+        n_shared: How many keys waited for a flight on behalf of another batch.
+
     Raises:
         ValueError: A table's ``max_bytes`` have no room for any row.
     """
