@@ -227,8 +227,8 @@ class Versions(Generic[T]):
         if path != spec.bundle:
             text = "%s: model %s: serves %s, which was deployed, and not %s"
             log.warning(text, self._context.name, model, path, spec.bundle)
-        others = [each for each in deployed.bundles.items() if each[0] != deployed.current]
         # A bundle that was built anew in its place since is served as it is, as after any start.
+        others = [each for each in deployed.bundles.items() if each[1] != path]
         return [(model, "", path), *((model, *each) for each in others)]
 
     def _open(self, model: str, version: str, entry: _Entry[T], progress: Progress) -> None:

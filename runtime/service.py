@@ -10,6 +10,8 @@ event loop in a thread of its own, and any number of threads may call it at once
 share launches. Make it in the process that serves: threads do not survive a fork, so under a
 pre-forking server (gunicorn, uWSGI) that is in the worker, after the fork.
 
+Either serves another bundle without a gap after ``deploy``.
+
 Both take a bundle's folder, a cluster file, or a ``Topology``. Whatever nodes there are, all
 actors run in this process, and reach each other without sockets; clients can connect as well if
 the gateway's options say ``listen``. Errors are those of the clients in ``transport``.

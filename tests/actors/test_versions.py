@@ -223,6 +223,23 @@ async def test_what_was_deployed_is_opened_at_the_next_start(
         nursery.cancel_scope.cancel()
 
 
+async def test_a_bundle_that_was_built_anew_in_its_place_is_opened_once_as_it_is(
+    bundles: list[Path], copied: Path
+) -> None:
+    context = context_of(bundles[0])
+    kept = Deployed(
+        instead_of=bundles[0],
+        current="before",
+        bundles={"before": copied, version(copied): copied, version(bundles[0]): bundles[0]},
+    )
+    await context.keep_deployed("m", kept)
+    async with trio.open_nursery() as nursery:
+        actor = Actor(context, nursery)
+        await actor.versions.start()
+    assert [each.bundle.path for each in actor.opened] == [copied, bundles[0]]
+    assert actor.versions.current == {"m": version(copied)}
+
+
 @pytest.mark.parametrize("kind", [BundleError, ZeroDivisionError, MemoryError])
 async def test_whatever_a_bundle_raises_the_old_one_stays(
     kind: type[Exception], bundles: list[Path]
