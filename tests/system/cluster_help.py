@@ -75,6 +75,7 @@ def cluster_text(
     address: str,
     *,
     n_shards: int = 2,
+    replicas: int = 1,
     gateway: Mapping[str, Any] | None = None,
     executor: Mapping[str, Any] | None = None,
     apart: bool = False,
@@ -86,6 +87,7 @@ def cluster_text(
         models: Names, of letters and digits, to bundles.
         address: Where clients connect.
         n_shards: Shards; each holds its part of every model.
+        replicas: Of each of the groups that the shards are divided into.
         gateway: Options of the gateway.
         executor: Options of all executors.
         apart: Whether each actor gets a node of its own, of its name.
@@ -103,6 +105,7 @@ def cluster_text(
             f"bundle = {json.dumps(str(bundle.resolve()))}",
             f"shards = {json.dumps(shards)}",
             f'executors = ["executor-{name}"]',
+            f"replicas = {replicas}",
         ]
         actors.append((f"executor-{name}", "executor.Executor", executor or {}))
     for name, class_name, options in actors:
@@ -118,6 +121,7 @@ def serving(
     folder: Path,
     *,
     n_shards: int = 2,
+    replicas: int = 1,
     gateway: Mapping[str, Any] | None = None,
     executor: Mapping[str, Any] | None = None,
     apart: bool = False,
@@ -137,6 +141,7 @@ def serving(
         models,
         address,
         n_shards=n_shards,
+        replicas=replicas,
         gateway=gateway,
         executor=executor,
         apart=apart,
