@@ -4,7 +4,8 @@
 under load; the command, the gateway, a shard or the executor is killed (SIGKILL) as a line of the
 command's output appears, so in the midst of each of its steps. Then the command is run until it
 ends well, which it must within a minute. Every answer must be one version's; requests may fail only
-in rounds that kill a node. At the end of each round all actors must hold the same version, alone.
+in rounds that kill a node, and no shard's death may cost one with ``--replicas 2``. At the end of
+each round all actors must hold the same version, alone.
 Prints one JSON line.
 """
 
@@ -192,21 +193,35 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.system.deploy_faults")
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--replicas", type=int, default=1, help="of each of two groups of shards")
+    parser.add_argument("--victims", type=lambda text: text.split(","), default=VICTIMS)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
-    cases = [(victim, step) for victim in VICTIMS for step in STEPS]
+    cases = [(victim, step) for victim in arguments.victims for step in STEPS]
     rng.shuffle(cases)
-    totals: dict[str, Counter[str]] = {victim: Counter() for victim in VICTIMS}
+    totals: dict[str, Counter[str]] = {victim: Counter() for victim in arguments.victims}
     with tempfile.TemporaryDirectory(prefix="tb-") as folder:
         bundles = build(Path(folder))
-        with serving({"m": bundles[0]}, Path(folder), apart=True) as node:
+        with serving(
+            {"m": bundles[0]},
+            Path(folder),
+            n_shards=2 * arguments.replicas,
+            replicas=arguments.replicas,
+            apart=True,
+        ) as node:
             for number in range(arguments.rounds):
                 victim, step = cases[number % len(cases)]
                 told = trio.run(play, node, bundles, number % 2, victim, step)
                 totals[victim].update(told, rounds=1)
+                if arguments.replicas > 1 and victim.startswith("shard"):
+                    assert not told["failed"], told
                 sys.stderr.write(f"{number}: {victim} at {step.decode()!r}: {told}\n")
     sys.stdout.write(
-        json.dumps({"rounds": arguments.rounds, "seed": arguments.seed, "by_victim": totals}) + "\n"
+        json.dumps(
+            {"rounds": arguments.rounds, "seed": arguments.seed, "replicas": arguments.replicas}
+            | {"by_victim": totals}
+        )
+        + "\n"
     )
     return 0
 
