@@ -3,7 +3,7 @@ from __future__ import annotations
 import attrs
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -182,6 +182,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
+@settings(deadline=None)  # the first one may compile the lookups
 @given(cases())
 def test_rows_that_were_fetched_pool_to_what_whole_tables_pool_to(case: Case) -> None:
     head, parts = case.head(), case.parts()
@@ -196,6 +197,7 @@ def test_rows_that_were_fetched_pool_to_what_whole_tables_pool_to(case: Case) ->
         np.testing.assert_array_equal(rows, want)
 
 
+@settings(deadline=None)  # the first one may compile the lookups
 @given(cases())
 def test_each_key_is_asked_for_once_and_of_the_part_that_has_it(case: Case) -> None:
     for number, fetched in enumerate(case.layout.tables):
@@ -209,6 +211,7 @@ def test_each_key_is_asked_for_once_and_of_the_part_that_has_it(case: Case) -> N
         assert len(seen) == len(set(seen)) == int(case.wanted.part_rows[:, number].sum())
 
 
+@settings(deadline=None)  # the first one may compile the lookups
 @given(cases(), st.data())
 def test_those_are_degraded_who_look_up_rows_of_a_lost_part(
     case: Case, data: st.DataObject
