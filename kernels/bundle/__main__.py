@@ -126,6 +126,7 @@ def _build(options: argparse.Namespace) -> int:
             shapes=dict(options.shape),
             tables=dict(options.table),
         ),
+        tell=lambda text: sys.stdout.write(f"{text}\n"),
     )
     left = sum(not kept.positional for kept in manifest.kept)
     sys.stdout.write(

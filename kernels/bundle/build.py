@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import attrs
@@ -57,11 +57,22 @@ class BuildOptions:
 
 
 def build_bundle(
-    model: Path, features: Path | None, target: Path, options: BuildOptions
+    model: Path,
+    features: Path | None,
+    target: Path,
+    options: BuildOptions,
+    tell: Callable[[str], object] = lambda text: None,
 ) -> Manifest:
     """Cut a model and write the bundle.
 
     It is written beside ``target`` and renamed, so ``target`` is never half a bundle.
+
+    Args:
+        model: An ONNX file.
+        features: The feature spec; None to infer one.
+        target: The bundle's folder.
+        options: How.
+        tell: Called with what became of each table of the store: whether its files were linked.
 
     Raises:
         GraphError: The model cannot be used, or not cut.
@@ -81,7 +92,7 @@ def build_bundle(
         ) as folder:
             made = Path(folder) / "bundle"
             made.mkdir()
-            manifest = _build(graph, model, features, made, options)
+            manifest = _build(graph, model, features, made, options, tell)
             _replace(made, target)
     except OSError as error:
         raise BundleError(f"{target}: cannot be written: {error}") from error
@@ -89,7 +100,12 @@ def build_bundle(
 
 
 def _build(
-    graph: Graph, model: Path, features: Path | None, made: Path, options: BuildOptions
+    graph: Graph,
+    model: Path,
+    features: Path | None,
+    made: Path,
+    options: BuildOptions,
+    tell: Callable[[str], object],
 ) -> Manifest:
     given = None if features is None else load_spec(features)
     shapes = dict(options.shapes) if given is None else open_shapes(graph, given, options.shapes)
@@ -107,7 +123,7 @@ def _build(
     if options.check:
         checked = check_cut(model, cut, inputs, spec, plan)
         user, candidate = checked.user, checked.candidate
-    _write(cut, made)
+    _write(cut, made, tell)
     np.save(made / "sample.npy", np.concatenate([user, candidate], axis=1))
     manifest = Manifest(
         format=codec.FORMAT,
@@ -190,20 +206,23 @@ def _write_spec(
     )
 
 
-def _write(cut: Cut, made: Path) -> None:
+def _write(cut: Cut, made: Path, tell: Callable[[str], object]) -> None:
     (made / "dense.onnx").write_bytes(cut.dense.SerializeToString(deterministic=True))
     for name, program in cut.programs.items():
         (made / name).write_bytes(program.SerializeToString(deterministic=True))
     (made / "tables").mkdir()
     for table in cut.tables:
-        _write_table(cut.arrays[table.name], made / "tables" / table.file)
+        array, file = cut.arrays[table.name], made / "tables" / table.file
+        if isinstance(array, StoredTable):
+            how = adopt(array.path, file)
+            size = f"{table.rows:,} rows, {array.size_bytes:,} bytes"
+            tell(f"table {table.name}: {size}, {how} from {array.path}")
+        else:
+            _write_table(array, file)
 
 
-def _write_table(array: StoredTable | Array, file: Path) -> None:
-    """Write a table as float32, some rows at a time; link or copy one of the store."""
-    if isinstance(array, StoredTable):
-        adopt(array.path, file)
-        return
+def _write_table(array: Array, file: Path) -> None:
+    """Write a table as float32, some rows at a time."""
     rows, dim = array.shape
     with file.open("wb") as out:
         header = {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)}

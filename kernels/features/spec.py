@@ -43,7 +43,7 @@
     buckets = 100               # ids first_id to first_id + 99
     first_id = 1
     max_length = 6
-    pad = 0                     # default 0
+    pad = 0                     # default 0; of keys, one that no entry has
     keep = "first"              # of a longer list: first, last, error (default: error)
     missing = "skip"            # lists only: drop the entry
     table = "genres.npy"        # any id feature: its own table, whose rows the graph input takes;

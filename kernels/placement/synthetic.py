@@ -28,7 +28,7 @@ _SPREAD: Final = 2.5
 _DIMS: Final = (16, 32, 64, 128)
 _SMALLEST_ROWS: Final = 1000
 # No table has more than this share of all parameters.
-_LARGEST_SHARE: Final = 0.1
+_LARGEST_SHARE: Final = 0.2
 # From so many rows on, a table's rows are found by keys.
 _KEYED_ROWS: Final = 1_000_000
 _SEGMENT_BYTES: Final = 64e6

@@ -246,6 +246,8 @@ def test_a_table_is_named_on_the_command_line(
     assert main([*arguments, "--table", f"ads={store}"]) == 0
     assert main(["show", str(tmp_path / "b")]) == 0
     shown = capsys.readouterr().out
+    assert "table ads: 8 rows, " in shown
+    assert f"linked from {store}" in shown
     assert "fp16" in shown
     assert "keys" in shown
     assert main([*arguments, "--force", "--table", f"ads={tmp_path}"]) == 2
