@@ -91,8 +91,13 @@ static int stage(const batch *b, unit *u) {
     return 1;
 }
 
+/* A row's scale comes after its numbers, often in the next line. */
 #define PREFETCH(row, D)                                                                           \
-    for (int64_t i = 0; i < (D) * item; i += 64) __builtin_prefetch((row) + column * item + i, 0, 3)
+    do {                                                                                           \
+        for (int64_t i = 0; i < (D) * item; i += 64)                                               \
+            __builtin_prefetch((row) + column * item + i, 0, 3);                                   \
+        if (dtype == INT8) __builtin_prefetch((row) + u->l->table->dim + 3, 0, 3);                 \
+    } while (0)
 
 #define LOAD(x, row, W, N)                                                                         \
     do {                                                                                           \
