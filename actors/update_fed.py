@@ -81,9 +81,12 @@ class FedVersion:
     @property
     def droppable(self) -> int:
         """The number up to which nobody needs updates any more who can still get them here."""
-        # Those that are being seeded will have what their peers had when that began.
         return min(
-            (feed.has for feed in self.feeds.values() if feed.phase != "behind"),
+            (
+                feed.keeps_from if feed.phase == "seeding" else feed.has
+                for feed in self.feeds.values()
+                if feed.phase != "behind"
+            ),
             default=self.stream.newest,
         )
 

@@ -64,6 +64,7 @@ class Feed:
         replica: Its name.
         phase: ``away`` until it answers, ``live`` once it has had everything for a moment.
         has: It has applied all updates up to this number.
+        keeps_from: While it is being seeded, what follows this number is to be kept for it.
         done_bytes: As ``Entry.end_bytes``, of the last update that it has applied.
         problem: What it last said was wrong.
     """
@@ -91,6 +92,7 @@ class Feed:
         self.group = group
         self.phase: Phase = "away"
         self.has = 0
+        self.keeps_from = 0
         self.done_bytes = 0
         self.problem = ""
         self._updater = updater
@@ -297,7 +299,7 @@ class Feed:
             return
         peer = peers[0].replica
         self.phase = "seeding"
-        self.has = peers[0].has  # what it will have, at the least: what follows is to be kept
+        self.keeps_from = peers[0].has  # it will have that at the least, and need what follows
         self._ack = self._refusal = None
         routes = self._stream.routes
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -30,6 +31,8 @@ from runtime.actor import Context, Envelope
 from runtime.metrics import Metrics
 from transport.errors import Overloaded, Unavailable
 from transport.messages import ErrorReply, SeedOrder, SeedRequest, UpdateAck, UpdateBatch
+
+log = logging.getLogger(__name__)
 
 Question: TypeAlias = UpdateBatch | SeedOrder | SeedRequest
 UPDATE_QUESTIONS: Final = (UpdateBatch, SeedOrder, SeedRequest)
@@ -185,11 +188,11 @@ class ShardUpdates:
 
     def _folder(self, model: str, version: str, pieces: list[Any]) -> Path:
         home = self._options.state
-        folder = (
-            Path(home)
-            if home is not None
-            else self._context.topology.run_folder / "state" / self._context.name
-        )
+        if home is None:
+            folder = self._context.topology.run_folder / "state" / self._context.name
+            log.warning("%s: keeps updates in %s; `state` says where", self._context.name, folder)
+        else:
+            folder = Path(home)
         digest = hashlib.sha256(json.dumps(pieces).encode()).hexdigest()
         return folder / quote(model, safe="") / f"{version[:16]}-{digest[:8]}"
 

@@ -156,6 +156,8 @@ class Updater:
         """Return where a version's stream lies; it is of one division of the tables."""
         home = self._options.state
         state = self._context.topology.run_folder / "state" / self._context.name
+        if home is None:
+            log.warning("%s: keeps updates in %s; `state` says where", self._context.name, state)
         folder = (state if home is None else Path(home)) / quote(routes.model, safe="")
         name = f"{routes.version[:16]}-{routes.placement.digest[:8]}"
         for other in sorted(folder.glob(f"{routes.version[:16]}-*")):

@@ -78,6 +78,14 @@ def test_what_does_not_fit_is_told() -> None:
         assert problem[0] == field
     assert not ROUTES.fits(attrs.evolve(change([1]), dtype="fp16"))
     assert not ROUTES.fits(attrs.evolve(change([1]), table="other"))
+    fewer = {**TABLES, "dense": attrs.evolve(TABLES["dense"], rows=20)}
+    shrunk = attrs.evolve(ROUTES, tables=fewer)
+    assert shrunk.fits(change([19]))
+    assert not shrunk.fits(change([20]))
+    n = (32 << 20) // 16 + 1
+    problem = ROUTES.problem_of("dense", np.zeros(n, np.int64), np.zeros((n, 2), np.float32))
+    assert problem is not None
+    assert "publish it in parts" in problem[1]
 
 
 def test_int8_has_no_nan() -> None:
