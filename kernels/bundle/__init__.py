@@ -4,5 +4,6 @@ Reading order: ``manifest.py`` and ``load.py`` (what a bundle is), ``build.py`` 
 build), ``inputs.py`` and ``infer.py`` (graph inputs as features), ``traces.py``, ``pooling.py``,
 ``demand.py`` and ``plan.py`` (where to cut), ``layout.py``, ``select.py``, ``emit.py``,
 ``dense.py``, ``program.py`` and ``cut.py`` (the parts), ``user_once.py`` (the user side once a
-request), ``check.py`` against ``reference.py``, ``verify.py``, ``show.py``, ``picture.py``.
+request), ``stores.py`` (tables larger than the model), ``check.py`` against ``reference.py``,
+``recorded.py``, ``verify.py``, ``show.py``, ``picture.py``.
 """
