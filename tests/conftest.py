@@ -4,6 +4,7 @@ those that need a card where there is none, or lets them fail there: ``--require
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 
@@ -12,6 +13,16 @@ import trio
 import trio.testing
 
 from kernels import _cuda
+
+# Tests run in several processes at once: how long an example takes says nothing. Those on a card
+# need no hypothesis.
+with contextlib.suppress(ImportError):
+    import hypothesis
+
+    hypothesis.settings.register_profile(
+        "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("untimed")
 
 # No test waits this long for anything: what does hangs, and should say where.
 _HANGS_AFTER_S = 60.0
