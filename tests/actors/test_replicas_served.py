@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 from actors.executor import Executor
 from actors.gateway import Gateway
 from actors.shard import EmbeddingShard
+from kernels.bundle import codec
 from kernels.bundle.load import load_bundle
+from kernels.placement import Piece, Placement
+from kernels.store.build import build_keyed
 from runtime.actor import Context, Envelope
 from runtime.host import Factory, Host
 from runtime.mailbox import Mailbox
@@ -253,13 +256,13 @@ async def test_with_both_replicas_gone_requests_fail_and_say_what_is_gone(divide
         assert Watched.last.n_kept == 0
 
 
-def with_default_rows(asked: ScoreRequest, bundle: Path) -> NDArray[np.float64]:
-    """Score with zeros for the rows of group 1: users 0 to 7 and items 8 on."""
+def with_default_rows(asked: ScoreRequest, user: float = 0.0) -> NDArray[np.float64]:
+    """Score with default rows for those of group 1: users 0 to 7 and items 8 on."""
     whole = tiny.weights
 
     def holed(seed: int = 20) -> dict[str, NDArray[np.float32]]:
         weights = whole(seed)
-        weights["users"][:8] = 0
+        weights["users"][:8] = user
         weights["items"][8:] = 0
         return weights
 
@@ -280,11 +283,57 @@ async def test_with_both_replicas_gone_default_rows_may_stand_in_and_the_answer_
             answer = await ask(host, asked)
             assert isinstance(answer, ScoreReply)
             assert answer.degraded
-            want = with_default_rows(asked, divided)
+            want = with_default_rows(asked)
             np.testing.assert_allclose(answer.scores[:, 0], want, rtol=1e-5)
         counted = await stats(host)
         assert counted["answered_degraded"] == 3
         assert Watched.last.n_kept == 0
+
+
+@pytest.fixture
+def keyed(divided: Path, tmp_path: Path) -> Path:
+    """Let users be a table of keys in the store, wholly in group 1, with a default row."""
+    placement = Placement(
+        groups=(
+            (Piece("items", 0, 2), Piece("genres", 0, 1)),
+            (Piece("users", 0, 1), Piece("items", 2, 5)),
+        )
+    )
+    bundle = divide(divided.parent / "bundle", tmp_path / "bundle", placement)
+    header = build_keyed(
+        bundle / "tables" / "keyed",
+        [(np.arange(8), tiny.weights()["users"][:8])],
+        dim=4,
+        dtype="fp32",
+        default=np.full(4, 0.5, np.float32),
+    )
+    file = bundle / "manifest.json"
+    manifest = codec.loads(file.read_text())
+    changes: dict[str, Any] = {
+        "rows": 8,
+        "file": "keyed",
+        "keyed": True,
+        "segments": 1,
+        "version": header.version,
+    }
+    tables = tuple(
+        attrs.evolve(table, **changes) if table.name == "users" else table
+        for table in manifest.tables
+    )
+    file.write_text(codec.dumps(attrs.evolve(manifest, tables=tables)))
+    return bundle
+
+
+async def test_default_rows_are_the_tables_own(keyed: Path) -> None:
+    async with serving(keyed, missing="default") as host:
+        asked = request(3)
+        assert_scores(await ask(host, asked), asked)
+        await kill("shard-1", "shard-3")
+        answer = await ask(host, asked)
+    assert isinstance(answer, ScoreReply)
+    assert answer.degraded
+    want = with_default_rows(asked, user=0.5)
+    np.testing.assert_allclose(answer.scores[:, 0], want, rtol=1e-5)
 
 
 async def test_of_requests_that_share_a_batch_only_those_are_degraded_that_miss_rows(
