@@ -12,14 +12,13 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final, cast
 
-import numpy as np
 import trio
 
 from actors.update_gate import Gate
 from actors.update_rules import judge
+from actors.update_seed import download, read_part
 from kernels.errors import StateError
 from kernels.store.changes import Change
 from kernels.store.rows import RowType
@@ -43,9 +42,6 @@ log = logging.getLogger(__name__)
 _WAITING_MOST: Final = 256
 # Updates that are persisted by one fsync.
 _TOGETHER: Final = 32
-# Bytes of a seed in a message: about 10 ms of a network of 10 Gbit/s.
-_SEED_BYTES: Final = 8 << 20
-_SEED_BUDGET_S: Final = 30.0
 # For how long after a part of a snapshot was sent its file is not replaced.
 _SEEDING_S: Final = 10.0
 
@@ -234,16 +230,21 @@ class Replica:
         self._metrics.count("updated_rows", len(change.keys))
         self._metrics.observe("update_us", spent_us)
         self._metrics.observe("update_lag_us", spent_us + max(batch.age_us, 0))
-        if change.table in self._cached:
-            news = RowsChanged(
-                model=self.model, version=self.version, table=change.table, keys=change.keys
-            )
-            for executor in self._executors:
-                try:
-                    self._context.ref(executor).tell(news)
-                except (Overloaded, Unavailable):
-                    # It finds out when its rows are as old as they may be (``stale_s``).
-                    self._metrics.count("untold_changes")
+        self._tell_executors(change)
+
+    def _tell_executors(self, change: Change) -> None:
+        """Tell those who keep rows of the table that theirs are old."""
+        if change.table not in self._cached:
+            return
+        news = RowsChanged(
+            model=self.model, version=self.version, table=change.table, keys=change.keys
+        )
+        for executor in self._executors:
+            try:
+                self._context.ref(executor).tell(news)
+            except (Overloaded, Unavailable):
+                # It finds out when its rows are as old as they may be (``stale_s``).
+                self._metrics.count("untold_changes")
 
     def _acknowledge(self, updater: str, code: str = "ok", problem: str = "") -> None:
         state = self._state
@@ -299,7 +300,8 @@ class Replica:
         state = self._state
         log.warning("%s: model %s: takes all updates of %s", self._context.name, self.model, peer)
         try:
-            part = await self._download(peer)
+            part = state.seed_part()
+            await download(self._context.ref(peer), self.model, self.version, part)
             async with self._snapshotting:
                 path = await trio.to_thread.run_sync(state.install_seed, part)
         except (RequestError, StateError, KeyError) as error:
@@ -312,28 +314,12 @@ class Replica:
             while (change := await trio.to_thread.run_sync(_next, changes)) is not None:
                 await self._gate.wait_none()
                 state.put(change)
+                self._tell_executors(change)
                 await trio.lowlevel.checkpoint()
         finally:
             self.is_seeding = False
         self._metrics.count("seeded")
         return "ok", ""
-
-    async def _download(self, peer: str) -> Path:
-        ref = self._context.ref(peer)
-        part = self._state.seed_part()
-        snapshot, offset, size = 0, 0, 1
-        await trio.to_thread.run_sync(part.write_bytes, b"")
-        while offset < size:
-            question = SeedRequest(
-                model=self.model, version=self.version, snapshot=snapshot, offset=offset
-            )
-            answer = await ref.ask(question, budget=_SEED_BUDGET_S)
-            if not isinstance(answer, SeedPart) or answer.offset != offset or not len(answer.data):
-                raise Unavailable(f"{peer}: answers with something else than a part")
-            await trio.to_thread.run_sync(_append, part, answer.data)
-            snapshot, size = answer.snapshot, answer.size
-            offset += len(answer.data)
-        return part
 
     async def _send_seeds(self) -> None:
         while True:
@@ -354,7 +340,7 @@ class Replica:
             await self._snapshot()
         self._seeded_at = trio.current_time()
         path = self._state.snapshot_of(message.snapshot)
-        data, size = await trio.to_thread.run_sync(_read, path, message.offset)
+        data, size = await trio.to_thread.run_sync(read_part, path, message.offset)
         return SeedPart(
             snapshot=self._state.snapshot_number, offset=message.offset, size=size, data=data
         )
@@ -381,15 +367,3 @@ def _step(compaction: Compaction) -> bool:
 
 def _next(changes: Iterator[Change]) -> Change | None:
     return next(changes, None)
-
-
-def _append(path: Path, data: np.ndarray) -> None:
-    with path.open("ab") as file:
-        file.write(data.data)
-
-
-def _read(path: Path, offset: int) -> tuple[np.ndarray, int]:
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(offset)
-        return np.frombuffer(file.read(_SEED_BYTES), np.uint8), size

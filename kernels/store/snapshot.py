@@ -19,6 +19,8 @@ from kernels.store.records import pack_record, read_records
 _PREFIX: Final = "snapshot-"
 _SUFFIX: Final = ".tbr"
 _PART: Final = ".part"
+# Written at a time: a sync of gigabytes at the end would hold up those of the log for seconds.
+_SYNC_BYTES: Final = 16 << 20
 
 
 class SnapshotWriter:
@@ -36,6 +38,7 @@ class SnapshotWriter:
         self._fd: int | None = disk.create(self._path)
         self.size_bytes = 0
         """Written so far."""
+        self._synced = 0
 
     def add(self, change: Change) -> None:
         """Append a change.
@@ -72,6 +75,9 @@ class SnapshotWriter:
         buffers, n_bytes = pack_record(kind, 0, payload)
         self._disk.write(self._fd, buffers)
         self.size_bytes += n_bytes
+        if self.size_bytes - self._synced >= _SYNC_BYTES:
+            self._disk.sync(self._fd)
+            self._synced = self.size_bytes
         return self._fd
 
 

@@ -376,7 +376,7 @@ def test_a_log_is_compacted_while_updates_go_on(tmp_path: Path) -> None:
 def test_a_replica_takes_over_what_a_peer_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("actors.update_replica._SEED_BYTES", 100)
+    monkeypatch.setattr("actors.update_seed.PART_BYTES", 100)
 
     async def main() -> None:
         async with shard(tmp_path / "a", name="a") as it, shard(tmp_path / "b") as peer:
