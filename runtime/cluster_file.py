@@ -28,6 +28,13 @@ The file of a small cluster::
 
     [nodes.shard-0.actors.shard-0]
     class = "actors.shard.EmbeddingShard"
+    state = "/var/lib/tb/shard-0" # optional: what updates changed, on a disk that lasts; by default
+                                  # in the run folder; see UpdateOptions in actors/update_shard.py
+
+    [nodes.updater.actors.updater] # optional: takes new rows while the cluster serves, see
+    class = "actors.updater.Updater"  # actors/updater.py and python -m actors.update
+    listen = "tcp://127.0.0.1:7410"
+    state = "/var/lib/tb/updater" # optional: what was acknowledged, on a disk that lasts
 
     [nodes.executor-0]
     mps = 50                      # optional: percent of a card that the node's executors get; the

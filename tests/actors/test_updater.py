@@ -11,9 +11,11 @@ import zmq
 from trio.testing import MockClock
 
 from actors.update_routes import updater_of
+from actors.updater import Updater
 from kernels.bundle.load import load_bundle
 from kernels.placement import CachedTable, Piece, Placement, write_placement
-from runtime.errors import StartError
+from runtime.errors import ActorDied, StartError
+from runtime.host import Host
 from runtime.topology import UPDATER, ActorSpec, NodeSpec
 from tests.actors.update_help import running, topology, update
 from transport.codec import Packet, decode, encode
@@ -238,6 +240,19 @@ def test_a_model_has_one_updater(tiny_bundle: Path, tmp_path: Path) -> None:
         updater_of(both, "tiny")
     assert updater_of(what, "tiny") == "updater"
     assert updater_of(attrs.evolve(what, nodes=what.nodes[1:]), "tiny") is None
+
+
+def test_tables_in_redis_have_no_updater(tiny_bundle: Path, tmp_path: Path) -> None:
+    what = topology(tiny_bundle, tmp_path, n_groups=1)
+    redis = ActorSpec(name="shard-0", class_name="actors.redis.shard.RedisShard")
+    nodes = tuple(
+        NodeSpec(name="shard-0", actors=(redis,)) if node.name == "shard-0" else node
+        for node in what.nodes
+    )
+    host = Host(attrs.evolve(what, nodes=nodes), {"updater": Updater})
+
+    with pytest.raises(ActorDied, match="tables of shard-0 lie in Redis"):
+        run(host.run)
 
 
 def test_publishers_are_heard_and_answered(tiny_bundle: Path, tmp_path: Path) -> None:
