@@ -12,6 +12,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final, cast
 
 import trio
@@ -302,24 +303,32 @@ class Replica:
         try:
             part = state.seed_part()
             await download(self._context.ref(peer), self.model, self.version, part)
+            # A snapshot that began before memory has all of the seed would take its place.
             async with self._snapshotting:
-                path = await trio.to_thread.run_sync(state.install_seed, part)
+                await self._put_seed(await trio.to_thread.run_sync(state.install_seed, part))
         except (RequestError, StateError, KeyError) as error:
             log.error("%s: no seed of %s: %s", self._context.name, peer, error)
             return "unavailable", f"no seed of {peer}: {error}"
-        # From here on it dies, or has all of it.
-        self.is_seeding = True
-        try:
-            changes = state.read_seed(path)
-            while (change := await trio.to_thread.run_sync(_next, changes)) is not None:
-                await self._gate.wait_none()
-                state.put(change)
-                self._tell_executors(change)
-                await trio.lowlevel.checkpoint()
-        finally:
-            self.is_seeding = False
         self._metrics.count("seeded")
         return "ok", ""
+
+    async def _put_seed(self, path: Path) -> None:
+        """Bring what is on disk into memory.
+
+        Raises:
+            OSError: It cannot be: what is in memory must not be served any more.
+        """
+        self.is_seeding = True
+        try:
+            changes = self._state.read_seed(path)
+            while (change := await trio.to_thread.run_sync(_next, changes)) is not None:
+                await self._gate.wait_none()
+                self._state.put(change)
+                self._tell_executors(change)
+                await trio.lowlevel.checkpoint()
+        except StateError as error:  # it was whole a moment ago
+            raise OSError(str(error)) from error
+        self.is_seeding = False
 
     async def _send_seeds(self) -> None:
         while True:

@@ -18,7 +18,7 @@ Where a process or a machine ends, the last record of a file may be torn. A torn
 as far as a reader is concerned. It was never acknowledged, for nothing is before its file is
 synced. Damage of what was synced looks the same at first; but where a later record is whole and
 says that the bad place was on the device when it was written, that is damage and not a tear, and
-nothing may be cut (``torn_or_damaged``).
+nothing may be cut (``torn_or_damaged``). Of the very last record alone, nothing tells which it is.
 """
 
 from __future__ import annotations

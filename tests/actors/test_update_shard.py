@@ -398,6 +398,27 @@ def test_a_replica_takes_over_what_a_peer_has(
     run(main)
 
 
+def test_no_snapshot_is_made_of_half_a_seed(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with shard(tmp_path / "a") as it, shard(tmp_path / "b") as peer:
+            for number in range(1, 6):
+                await peer.send(batch(number, number - 1, [number]))
+            it.context.ref("peer").answer = peer.seed_part
+            async with trio.open_nursery() as nursery, it.gate.reading():
+                order = SeedOrder(updater="updater", model="m", version="v", peer="peer")
+                it.replica.put(order, trio.current_time())
+                while not it.replica.is_seeding:  # noqa: ASYNC110 - it has no event
+                    await trio.sleep(0.01)
+                nursery.start_soon(it.replica._snapshot)
+                await trio.sleep(1)
+                assert it.rows("dense") == {}
+            assert (await it.send(question())).applied == 5
+        async with shard(tmp_path / "a") as again:
+            assert again.rows("dense") == {n: float(n) for n in range(1, 6)}
+
+    run(main)
+
+
 def test_a_peer_that_has_nothing_gives_no_seed(tmp_path: Path) -> None:
     async def main() -> None:
         async with shard(tmp_path / "a") as it, shard(tmp_path / "b") as peer:
