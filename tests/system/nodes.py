@@ -34,25 +34,33 @@ def double_of(shard: str) -> str:
     return SHARDS[(SHARDS.index(shard) + 2) % 4]
 
 
-def cluster_text(bundle: Path, address: str, *, missing: str = "fail") -> str:
-    """Return the cluster file: two groups of two replicas, each shard in a node of its own."""
+def cluster_text(bundle: Path, address: str, *, lenient: bool = False) -> str:
+    """Return the cluster file: two groups of two replicas, each shard in a node of its own.
+
+    Args:
+        bundle: The model's, which is called ``tiny``.
+        address: Where clients connect.
+        lenient: Whether it is also served as ``lenient``, with default rows for what is missing.
+    """
+    models = {"tiny": "fail", "lenient": "default"} if lenient else {"tiny": "fail"}
     shards = ", ".join(f'"{name}"' for name in SHARDS)
-    lines = [
-        "[cluster]",
-        'name = "replicated"',
-        'run_folder = "run"',
-        "drain_s = 2",
-        "[models.tiny]",
-        f'bundle = "{bundle}"',
-        f"shards = [{shards}]",
-        'executors = ["executor"]',
-        "replicas = 2",
-        f'missing = "{missing}"',
+    lines = ["[cluster]", 'name = "replicated"', 'run_folder = "run"', "drain_s = 2"]
+    for model, missing in models.items():
+        executor = "executor" if model == "tiny" else f"executor-{model}"
+        lines += [
+            f"[models.{model}]",
+            f'bundle = "{bundle}"',
+            f"shards = [{shards}]",
+            f'executors = ["{executor}"]',
+            "replicas = 2",
+            f'missing = "{missing}"',
+            f"[nodes.executor.actors.{executor}]",
+            'class = "actors.executor.Executor"',
+        ]
+    lines += [
         "[nodes.gateway.actors.gateway]",
         'class = "actors.gateway.Gateway"',
         f'listen = "{address}"',
-        "[nodes.executor.actors.executor]",
-        'class = "actors.executor.Executor"',
     ]
     for name in SHARDS:
         lines += [f"[nodes.{name}.actors.{name}]", 'class = "actors.shard.EmbeddingShard"']
@@ -129,7 +137,7 @@ class Nodes:
 
 @contextmanager
 def nodes(
-    folder: Path, *, missing: str = "fail", placement: Placement = PLACEMENT
+    folder: Path, *, lenient: bool = False, placement: Placement = PLACEMENT
 ) -> Iterator[Nodes]:
     """Build the bundle, start all nodes, and stop those that live at the end."""
     model, features = tiny.write_model(folder)
@@ -138,7 +146,7 @@ def nodes(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    (folder / "cluster.toml").write_text(cluster_text(bundle, address, missing=missing))
+    (folder / "cluster.toml").write_text(cluster_text(bundle, address, lenient=lenient))
     started = Nodes(address, folder)
     try:
         for name in NAMES:

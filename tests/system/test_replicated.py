@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import trio
 
-from kernels.placement import Placement
 from tests import tiny
-from tests.divided import CACHED, PLACEMENT
+from tests.divided import CACHED
 from tests.system import faults
 from tests.system.nodes import Nodes, nodes
 from transport.client import Client
@@ -21,16 +20,10 @@ ONCE = RetryPolicy(n_attempts=1)
 SOON = 60.0
 
 
-@pytest.mark.parametrize(
-    ("placement", "n_kills"), [(PLACEMENT, 5), (CACHED, 4)], ids=["divided", "cached"]
-)
-def test_shards_that_are_killed_cost_no_request_and_no_right_score(
-    tmp_path: Path, placement: Placement, n_kills: int
-) -> None:
+async def kill_some(cluster: Nodes, n_kills: int) -> None:
     # A budget that a busy machine keeps as well: what is asked of it takes some milliseconds.
     plan = faults.Plan(seed=3, n_kills=n_kills, rate=40.0, budget_s=5.0, pause_s=0.3, calm_s=0.1)
-    with nodes(tmp_path, placement=placement) as cluster:
-        line = trio.run(faults.run, plan, cluster)
+    line = await faults.run(plan, cluster)
     assert line["wrong_scores"] == []
     assert line["failed"] == {}
     assert line["requests"] > 50
@@ -42,49 +35,52 @@ CANDIDATES = {"item_id": np.array([2, 12]), "price": np.zeros(2, np.float32)}
 GENRES = ["drama", "crime"]
 
 
-async def score(cluster: Nodes) -> tuple[bool, float]:
+async def score(cluster: Nodes, model: str) -> tuple[bool, float]:
     """Return whether an answer is degraded, and how far off its scores are."""
     async with Client.connect(cluster.address, policy=ONCE) as client:
         scores = await client.score(
-            model="tiny", user=USER, candidates={**CANDIDATES, "genre": GENRES}, budget=SOON
+            model=model, user=USER, candidates={**CANDIDATES, "genre": GENRES}, budget=SOON
         )
     want = tiny.click(USER, {**CANDIDATES, "genre": np.array([0, 2])})
     return scores.degraded, float(np.abs(scores.scores - want).max())
 
 
-@pytest.mark.parametrize("missing", ["fail", "default"])
-def test_with_all_replicas_gone_requests_get_what_the_user_wants(
-    tmp_path: Path, missing: str
-) -> None:
-    async def test(cluster: Nodes) -> None:
-        with trio.fail_after(SOON):
-            await cluster.wait_ready()
-            degraded, off = await score(cluster)
-            assert not degraded
-            assert off < 1e-5
-            for name in ("shard-1", "shard-3"):
-                cluster.kill(name)
-            if missing == "fail":
-                with pytest.raises(Unavailable, match=r"no replica is left of .*users"):
-                    await score(cluster)
-            else:
-                degraded, off = await score(cluster)
-                assert degraded
-                assert off > 1e-4
-            cluster.start("shard-3")
-            await cluster.wait_ready("shard-3")
-            while True:
-                try:
-                    degraded, off = await score(cluster)
-                except Unavailable:
-                    degraded = True
-                if not degraded:
-                    break
-                await trio.sleep(0.05)
-            assert off < 1e-5
+async def kill_all_of_a_group(cluster: Nodes) -> None:
+    for model in ("tiny", "lenient"):
+        degraded, off = await score(cluster, model)
+        assert not degraded
+        assert off < 1e-5
+    for name in ("shard-1", "shard-3"):
+        cluster.kill(name)
+    with pytest.raises(Unavailable, match=r"no replica is left of .*users"):
+        await score(cluster, "tiny")
+    degraded, off = await score(cluster, "lenient")
+    assert degraded
+    assert off > 1e-4
+    cluster.start("shard-3")
+    await cluster.wait_ready("shard-3")
+    while True:
+        degraded, off = await score(cluster, "lenient")
+        if not degraded:
+            break
+        await trio.sleep(0.05)
+    assert off < 1e-5
+    assert await score(cluster, "tiny") == (False, off)
 
-    with nodes(tmp_path, missing=missing) as cluster:
+
+def test_shards_that_are_killed_cost_no_request_unless_none_is_left(tmp_path: Path) -> None:
+    async def test(cluster: Nodes) -> None:
+        await kill_some(cluster, 4)
+        with trio.fail_after(SOON):
+            await kill_all_of_a_group(cluster)
+
+    with nodes(tmp_path, lenient=True) as cluster:
         trio.run(test, cluster)
         assert cluster.stop() == dict.fromkeys(
             ["gateway", "shard-0", "shard-2", "shard-3", "executor"], 0
         )
+
+
+def test_the_same_goes_for_tables_whose_hot_rows_are_cached(tmp_path: Path) -> None:
+    with nodes(tmp_path, placement=CACHED) as cluster:
+        trio.run(kill_some, cluster, 4)
