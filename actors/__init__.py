@@ -19,5 +19,5 @@ Models are replaced while they are served: ``versions.py`` is what each actor ho
 
 Rows are changed while they are served: ``updater.py`` numbers and keeps updates (``update_intake``,
 ``update_stream``) and feeds shards (``update_fed``, ``update_feed``; ``update_routes`` says whom);
-``update_shard.py`` and ``update_replica.py`` are a shard's side of it.
+``update_shard.py`` and ``update_replica.py`` are a shard's side of it; ``update.py`` is a command.
 """

@@ -3,6 +3,6 @@
 Reading order: ``messages.py`` (what is said; ``versions.py`` where models are deployed),
 ``codec.py`` (the wire protocol, a pure value machine), ``columns.py`` (Python values to raw
 features and back), ``sockets.py`` (ZeroMQ under trio), ``exchange.py`` (what clients do with a
-request), ``client.py`` and ``blocking.py`` (the clients). Modules with an underscore are parts of
-these.
+request), ``client.py`` and ``blocking.py`` (the clients), ``publisher.py`` (the client that changes
+rows). Modules with an underscore are parts of these.
 """
