@@ -130,6 +130,27 @@ def test_c_and_numpy_agree_bit_for_bit(
 
 @pytest.mark.skipif(not HAS_C, reason="no C compiler")
 @pytest.mark.parametrize("pooling", ["sum", "mean", "max"])
+@pytest.mark.parametrize("padding", [0.0, -0.0, -1e9, -np.inf, np.inf, np.nan, 2.5])
+def test_bags_filled_up_with_one_id_agree_bit_for_bit(pooling: Pooling, padding: float) -> None:
+    """Whatever the weight of what fills them up, and whatever the numbers in its row."""
+    case = make_case([(37, 9, pooling, True)] * 2, n=400)
+    rng = np.random.default_rng(1)
+    case.ids[:] = rng.integers(0, 8, case.ids.shape)
+    absent = np.arange(18)[:, np.newaxis] % 9 >= rng.integers(0, 10, 400)
+    case.ids[absent] = 3
+    case.weights[absent] = padding
+    special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 3e38], np.float32)
+    for table in case.tables.values():
+        table[:8] = rng.choice(special, (8, 37))
+        table[5] = -0.0
+    got, want = case.run(native=True), case.run(native=False)
+    np.testing.assert_array_equal(got, want)
+    if pooling != "max":  # of two zeros, numpy's maximum is now the one and now the other
+        np.testing.assert_array_equal(np.signbit(got)[got == 0], np.signbit(want)[got == 0])
+
+
+@pytest.mark.skipif(not HAS_C, reason="no C compiler")
+@pytest.mark.parametrize("pooling", ["sum", "mean", "max"])
 @pytest.mark.parametrize(
     ("dim", "n_ids", "n"), [(16, 7, 1000), (4, 3000, 30), (40_000, 2, 5), (1, 1, 5000)]
 )
