@@ -15,7 +15,8 @@ from runtime.actor import Context
 from runtime.metrics import Metrics
 from runtime.topology import DEFAULT
 from transport.errors import Overloaded, RequestError, Unavailable
-from transport.messages import ERROR_CODES, OK, PartsLate, ScoresBatch
+from transport.messages import PartsLate, ScoresBatch
+from transport.values import ERROR_CODES, OK
 
 GiveUp = Callable[[int, str, str], None]
 

@@ -20,15 +20,8 @@ from actors.joins import Joins
 from kernels.executor import DenseExecutor
 from runtime.metrics import Metrics
 from runtime.window import Slice, Window, WindowPolicy
-from transport.messages import (
-    ERROR_CODES,
-    OK,
-    Batch,
-    LookupBatch,
-    PartsLate,
-    RowsPart,
-    ScoresBatch,
-)
+from transport.messages import Batch, LookupBatch, PartsLate, RowsPart, ScoresBatch
+from transport.values import ERROR_CODES, OK
 
 TellGateway: TypeAlias = Callable[[str, ScoresBatch | PartsLate], None]
 

@@ -35,14 +35,8 @@ from runtime.metrics import Metrics
 from runtime.topology import ModelSpec
 from runtime.window import WindowPolicy
 from transport.errors import Overloaded, Unavailable
-from transport.messages import (
-    Batch,
-    LookupBatch,
-    PartsLate,
-    RowsChanged,
-    RowsPart,
-    ScoresBatch,
-)
+from transport.messages import Batch, LookupBatch, PartsLate, RowsPart, ScoresBatch
+from transport.updates import RowsChanged
 
 log = logging.getLogger(__name__)
 

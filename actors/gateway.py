@@ -43,8 +43,6 @@ from transport.errors import (
     Unavailable,
 )
 from transport.messages import (
-    ERROR_CODES,
-    OK,
     ErrorReply,
     Message,
     ModelsReply,
@@ -58,6 +56,7 @@ from transport.messages import (
     StatsRequest,
 )
 from transport.sockets import Frame, RouterSocket, SocketOptions, open_context
+from transport.values import ERROR_CODES, OK
 
 # A deadline is noticed at most this much late; finer would only cost wake-ups.
 _SWEEP_S = 0.002

@@ -14,7 +14,8 @@ from actors.probing import Prober
 from runtime.actor import Context
 from runtime.metrics import Metrics
 from transport.errors import Overloaded, Unavailable
-from transport.messages import LookupBatch, RowsChanged, RowsPart
+from transport.messages import LookupBatch, RowsPart
+from transport.updates import RowsChanged
 
 
 class HotAsker:

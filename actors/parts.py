@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from runtime.actor import Context
 from runtime.metrics import Metrics
 from transport.errors import Overloaded, Unavailable
-from transport.messages import ERROR_CODES, LookupBatch, RowsPart, ScoresBatch
+from transport.messages import LookupBatch, RowsPart, ScoresBatch
+from transport.values import ERROR_CODES
 
 log = logging.getLogger(__name__)
 

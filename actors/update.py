@@ -35,9 +35,9 @@ from runtime.reports import EXIT_FAILED, EXIT_OK, EXIT_START, Console
 from runtime.topology import Topology
 from transport.codec import decode
 from transport.errors import AddressError, RemoteProtocolError, TransportError
-from transport.messages import UpdateReply, UpdateRequest
 from transport.publisher import Publisher
 from transport.sockets import SubscriberSocket, open_context
+from transport.updates import UpdateReply, UpdateRequest
 
 _POLL_S: Final = 0.1
 _TELL_S: Final = 5.0

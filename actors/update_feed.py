@@ -23,7 +23,7 @@ from kernels.errors import StateError
 from runtime.actor import Ref
 from runtime.metrics import Metrics
 from transport.errors import Overloaded, Unavailable
-from transport.messages import SeedOrder, UpdateAck, UpdateBatch
+from transport.updates import SeedOrder, UpdateAck, UpdateBatch
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from kernels.errors import StateError
 from kernels.store.changes import Change
 from runtime.actor import Reply
 from runtime.metrics import Metrics
-from transport.messages import ErrorReply, UpdateReply, UpdateRequest
+from transport.messages import ErrorReply
+from transport.updates import UpdateReply, UpdateRequest
 
 log = logging.getLogger(__name__)
 

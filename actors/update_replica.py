@@ -27,15 +27,8 @@ from kernels.store.state import Compaction, UpdateState
 from runtime.actor import Context, Reply
 from runtime.metrics import Metrics
 from transport.errors import Overloaded, RequestError, Unavailable
-from transport.messages import (
-    ErrorReply,
-    RowsChanged,
-    SeedOrder,
-    SeedPart,
-    SeedRequest,
-    UpdateAck,
-    UpdateBatch,
-)
+from transport.messages import ErrorReply
+from transport.updates import RowsChanged, SeedOrder, SeedPart, SeedRequest, UpdateAck, UpdateBatch
 
 log = logging.getLogger(__name__)
 

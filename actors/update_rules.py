@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from transport.messages import UpdateBatch
+from transport.updates import UpdateBatch
 
 Verdict: TypeAlias = Literal["apply", "again", "gap"]
 

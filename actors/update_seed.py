@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from runtime.actor import Ref
 from transport.errors import Unavailable
-from transport.messages import SeedPart, SeedRequest
+from transport.updates import SeedPart, SeedRequest
 
 # Bytes of a seed in a message: about 10 ms of a network of 10 Gbit/s.
 PART_BYTES: Final = 8 << 20

@@ -30,7 +30,8 @@ from kernels.store.table import StoredTable
 from runtime.actor import Context, Envelope
 from runtime.metrics import Metrics
 from transport.errors import Overloaded, Unavailable
-from transport.messages import ErrorReply, SeedOrder, SeedRequest, UpdateAck, UpdateBatch
+from transport.messages import ErrorReply
+from transport.updates import SeedOrder, SeedRequest, UpdateAck, UpdateBatch
 
 log = logging.getLogger(__name__)
 

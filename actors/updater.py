@@ -43,8 +43,9 @@ from runtime.metrics import Metrics
 from runtime.topology import Topology
 from transport.codec import Packet, decode, encode
 from transport.errors import RemoteProtocolError
-from transport.messages import ErrorReply, Message, UpdateAck, UpdateRequest
+from transport.messages import ErrorReply, Message
 from transport.sockets import RouterSocket, SubscriberSocket, open_context
+from transport.updates import UpdateAck, UpdateRequest
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from transport.errors import LocalProtocolError, RemoteProtocolError
-from transport.messages import Array
+from transport.values import Array
 
 Frame: TypeAlias = bytes | memoryview
 Descriptor: TypeAlias = tuple[Any, ...]

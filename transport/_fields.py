@@ -11,7 +11,7 @@ import numpy as np
 
 from transport._arrays import DTYPES
 from transport.errors import LocalProtocolError, RemoteProtocolError
-from transport.messages import Array
+from transport.values import Array
 
 _MAX_NAME: Final = 255
 _MAX_TEXT: Final = 1 << 20

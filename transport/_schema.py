@@ -14,7 +14,8 @@ import attrs
 
 from transport import _msgpack
 from transport.errors import LocalProtocolError, RemoteProtocolError
-from transport.messages import SIDES, Array, Block
+from transport.messages import SIDES, Block
+from transport.values import Array
 
 MAX_NAME_BYTES: Final = 255
 MAX_CACHED: Final = 256

@@ -106,11 +106,12 @@ import attrs
 import numpy as np
 
 from transport import _fields as f
-from transport import _msgpack, messages, versions
+from transport import _msgpack, messages, updates, versions
 from transport._arrays import BLOB, LARGE_BYTES, Frame, pack_arrays, view_arrays
 from transport._schema import make_blocks, pack_blocks, unpack_schema
 from transport.errors import LocalProtocolError, RemoteProtocolError
-from transport.messages import F32, Array, Message, ScoreReply, ScoreRequest
+from transport.messages import Message, ScoreReply, ScoreRequest
+from transport.values import F32, Array
 
 VERSION: Final = 1
 PREFIX: Final = b"TB" + bytes([VERSION])
@@ -322,7 +323,7 @@ _LAYOUTS: Final = (
     f.Layout(9, messages.StatsReply, {"request_id": f.U64, "stats": f.TEXT}),
     f.Layout(
         16,
-        messages.UpdateRequest,
+        updates.UpdateRequest,
         {
             "request_id": f.U64,
             "model": f.NAME,
@@ -334,7 +335,7 @@ _LAYOUTS: Final = (
     ),
     f.Layout(
         17,
-        messages.UpdateReply,
+        updates.UpdateReply,
         {
             "request_id": f.U64,
             "number": f.U64,
@@ -422,7 +423,7 @@ _LAYOUTS: Final = (
     f.Layout(69, messages.Watch, {"request_id": f.U64}),
     f.Layout(
         80,
-        messages.UpdateBatch,
+        updates.UpdateBatch,
         {
             "updater": f.NAME,
             **_MODEL,
@@ -438,7 +439,7 @@ _LAYOUTS: Final = (
     ),
     f.Layout(
         81,
-        messages.UpdateAck,
+        updates.UpdateAck,
         {
             "replica": f.NAME,
             **_MODEL,
@@ -448,17 +449,17 @@ _LAYOUTS: Final = (
             "message": f.TEXT,
         },
     ),
-    f.Layout(82, messages.SeedOrder, {"updater": f.NAME, **_MODEL, "peer": f.NAME}),
-    f.Layout(83, messages.SeedRequest, {**_MODEL, "snapshot": f.U64, "offset": f.U64}),
+    f.Layout(82, updates.SeedOrder, {"updater": f.NAME, **_MODEL, "peer": f.NAME}),
+    f.Layout(83, updates.SeedRequest, {**_MODEL, "snapshot": f.U64, "offset": f.U64}),
     f.Layout(
         84,
-        messages.RowsChanged,
+        updates.RowsChanged,
         {**_MODEL, "table": f.NAME},
         {"keys": ("i8", 1)},
     ),
     f.Layout(
         85,
-        messages.SeedPart,
+        updates.SeedPart,
         {"snapshot": f.U64, "offset": f.U64, "size": f.U64},
         {"data": ("u1", 1)},
     ),

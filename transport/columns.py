@@ -16,7 +16,8 @@ import numpy as np
 
 from transport import _msgpack
 from transport.errors import InvalidRequest, RemoteProtocolError
-from transport.messages import CANDIDATE, SIDES, USER, Array, Block
+from transport.messages import CANDIDATE, SIDES, USER, Block
+from transport.values import Array
 
 Columns: TypeAlias = Mapping[str, Any]
 """Feature names to values: of the user one, of the candidates a sequence, or one for all."""

@@ -17,7 +17,6 @@ from transport.codec import decode
 from transport.columns import Columns, blocks_from_columns, blocks_from_rows, count_candidates
 from transport.messages import (
     CANDIDATE,
-    F32,
     USER,
     ErrorReply,
     Message,
@@ -27,6 +26,7 @@ from transport.messages import (
     ScoreRequest,
     StatsRequest,
 )
+from transport.values import F32
 
 Candidates: TypeAlias = Columns | Sequence[Columns]
 """Columns with a value for each candidate, or for each candidate a mapping of its features."""

@@ -13,13 +13,37 @@ Arrays that came off a wire are read-only views of the received frame and keep i
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import attrs
 import numpy as np
-from numpy.typing import NDArray
 
 from transport.errors import LocalProtocolError
+from transport.updates import (
+    RowsChanged,
+    SeedOrder,
+    SeedPart,
+    SeedRequest,
+    UpdateAck,
+    UpdateBatch,
+    UpdateReply,
+    UpdateRequest,
+)
+from transport.values import (
+    ERROR_CODES,
+    F32,
+    I32,
+    I64,
+    NO_F32S,
+    NO_I32,
+    NO_I32S,
+    NO_I64,
+    NO_U8,
+    U8,
+    Array,
+    matrix,
+    require,
+)
 from transport.versions import (
     DropVersion,
     EndDeployment,
@@ -29,50 +53,9 @@ from transport.versions import (
     VersionState,
 )
 
-Array: TypeAlias = NDArray[Any]
-F32: TypeAlias = NDArray[np.float32]
-I32: TypeAlias = NDArray[np.int32]
-I64: TypeAlias = NDArray[np.int64]
-U8: TypeAlias = NDArray[np.uint8]
-
 USER: Final = 0
 CANDIDATE: Final = 1
 SIDES: Final = ("user", "candidate")
-
-OK: Final = 0
-ERROR_CODES: Final = ("ok", "invalid", "overloaded", "deadline", "unavailable", "internal")
-
-
-def _matrix(dtype: type[np.generic], ndim: int) -> Any:  # noqa: ANN401 - an attrs validator
-    want = np.dtype(dtype)
-
-    def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:  # noqa: ANN401
-        if not isinstance(value, np.ndarray) or value.dtype != want or value.ndim != ndim:
-            got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value)
-            raise LocalProtocolError(
-                f"{type(instance).__name__}.{attribute.name}: want {want} of {ndim} dimensions, "
-                f"got {got}"
-            )
-
-    return check
-
-
-def _require(condition: object, want: str) -> None:
-    if not condition:
-        raise LocalProtocolError(f"want {want}")
-
-
-def _empty(dtype: type[np.generic], ndim: int) -> Any:  # noqa: ANN401 - of any dtype
-    array = np.empty((0,) * ndim, dtype)
-    array.flags.writeable = False
-    return array
-
-
-_NO_U8: Final[U8] = _empty(np.uint8, 1)
-_NO_I32: Final[I32] = _empty(np.int32, 1)
-_NO_I64: Final[I64] = _empty(np.int64, 1)
-_NO_I32S: Final[I32] = _empty(np.int32, 2)
-_NO_F32S: Final[F32] = _empty(np.float32, 2)
 
 
 def _is_splits(value: Array) -> bool:
@@ -171,7 +154,7 @@ class ScoreReply:
     request_id: int
     outputs: tuple[str, ...]
     widths: tuple[int, ...]
-    scores: F32 = attrs.field(validator=_matrix(np.float32, 2))
+    scores: F32 = attrs.field(validator=matrix(np.float32, 2))
     degraded: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -198,7 +181,7 @@ class ErrorReply:
     field: str = ""
 
     def __attrs_post_init__(self) -> None:
-        _require(self.code in ERROR_CODES[1:], f"an error code, got {self.code!r:.40}")
+        require(self.code in ERROR_CODES[1:], f"an error code, got {self.code!r:.40}")
 
 
 @attrs.frozen(kw_only=True)
@@ -255,53 +238,6 @@ class StatsReply:
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class UpdateRequest:
-    """Ask an updater to change rows of a table; without keys, only how far updates have come.
-
-    Attributes:
-        request_id: Chosen by the client, echoed in the reply; any uint64.
-        source: Who publishes, if it wants to go on where it stood: any name, or ``""``.
-        position: Where in what the source publishes, counting from 1 without a gap. An update at
-            or before the source's last position is answered, and has no effect; one that follows a
-            gap is refused as ``unavailable``, until what is missing has come. 0 for none.
-        keys: int64 ``[n]``: row numbers of a dense table. Of a key that is there twice the last
-            row counts.
-        rows: float32 ``[n, dim]``; NaN is taken as it is.
-    """
-
-    request_id: int
-    model: str
-    table: str
-    source: str = ""
-    position: int = 0
-    keys: I64 = attrs.field(validator=_matrix(np.int64, 1))
-    rows: F32 = attrs.field(validator=_matrix(np.float32, 2))
-
-    def __attrs_post_init__(self) -> None:
-        n = len(self.keys)
-        _require(len(self.rows) == n, f"as many rows as keys, {n}, got {len(self.rows)}")
-
-
-@attrs.frozen(kw_only=True)
-class UpdateReply:
-    """The answer to an ``UpdateRequest``: the update is durable, and will be applied.
-
-    Attributes:
-        number: Of the model's updates so far, of which this one is the last; they count from 1.
-        applied: All replicas have applied the updates up to this number.
-        position: The source's last one.
-        behind: Names of the replicas that need more than the updater has kept, so that they must
-            be seeded from another; ``applied`` leaves them out.
-    """
-
-    request_id: int
-    number: int
-    applied: int
-    position: int
-    behind: tuple[str, ...] = ()
-
-
-@attrs.frozen(kw_only=True, eq=False)
 class Batch:
     """Gateway to executor: a batch begins; ``n_parts`` shards will send their ``RowsPart``.
 
@@ -327,19 +263,19 @@ class Batch:
     model: str
     version: str
     n_parts: int
-    n_rows: I32 = attrs.field(validator=_matrix(np.int32, 1))
-    budgets_us: I64 = attrs.field(validator=_matrix(np.int64, 1))
-    user_values: F32 = attrs.field(validator=_matrix(np.float32, 2))
-    candidate_values: F32 = attrs.field(validator=_matrix(np.float32, 2))
-    user_slots: I32 = attrs.field(default=_NO_I32S, validator=_matrix(np.int32, 2))
-    user_slot_weights: F32 = attrs.field(default=_NO_F32S, validator=_matrix(np.float32, 2))
-    candidate_slots: I32 = attrs.field(default=_NO_I32S, validator=_matrix(np.int32, 2))
-    candidate_slot_weights: F32 = attrs.field(default=_NO_F32S, validator=_matrix(np.float32, 2))
-    part_rows: I32 = attrs.field(default=_NO_I32S, validator=_matrix(np.int32, 2))
+    n_rows: I32 = attrs.field(validator=matrix(np.int32, 1))
+    budgets_us: I64 = attrs.field(validator=matrix(np.int64, 1))
+    user_values: F32 = attrs.field(validator=matrix(np.float32, 2))
+    candidate_values: F32 = attrs.field(validator=matrix(np.float32, 2))
+    user_slots: I32 = attrs.field(default=NO_I32S, validator=matrix(np.int32, 2))
+    user_slot_weights: F32 = attrs.field(default=NO_F32S, validator=matrix(np.float32, 2))
+    candidate_slots: I32 = attrs.field(default=NO_I32S, validator=matrix(np.int32, 2))
+    candidate_slot_weights: F32 = attrs.field(default=NO_F32S, validator=matrix(np.float32, 2))
+    part_rows: I32 = attrs.field(default=NO_I32S, validator=matrix(np.int32, 2))
 
     def __attrs_post_init__(self) -> None:
         n_requests, n_rows = len(self.n_rows), int(self.n_rows.sum())
-        _require(
+        require(
             len(self.budgets_us) == n_requests == len(self.user_values)
             and len(self.candidate_values) == n_rows
             and (n_requests == 0 or self.n_rows.min() >= 0),
@@ -379,13 +315,13 @@ class LookupBatch:
     executor: str
     part: int
     budget_us: int
-    user_ids: I64 = attrs.field(validator=_matrix(np.int64, 2))
-    user_weights: F32 = attrs.field(validator=_matrix(np.float32, 2))
-    candidate_ids: I64 = attrs.field(validator=_matrix(np.int64, 2))
-    candidate_weights: F32 = attrs.field(validator=_matrix(np.float32, 2))
+    user_ids: I64 = attrs.field(validator=matrix(np.int64, 2))
+    user_weights: F32 = attrs.field(validator=matrix(np.float32, 2))
+    candidate_ids: I64 = attrs.field(validator=matrix(np.int64, 2))
+    candidate_weights: F32 = attrs.field(validator=matrix(np.float32, 2))
     attempt: int = 0
-    keys: I64 = attrs.field(default=_NO_I64, validator=_matrix(np.int64, 1))
-    key_splits: I32 = attrs.field(default=_NO_I32, validator=_matrix(np.int32, 1))
+    keys: I64 = attrs.field(default=NO_I64, validator=matrix(np.int64, 1))
+    key_splits: I32 = attrs.field(default=NO_I32, validator=matrix(np.int32, 1))
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -410,9 +346,9 @@ class RowsPart:
     seq: int
     version: str
     part: int
-    user: F32 = attrs.field(validator=_matrix(np.float32, 2))
-    candidate: F32 = attrs.field(validator=_matrix(np.float32, 2))
-    rows: U8 = attrs.field(default=_NO_U8, validator=_matrix(np.uint8, 1))
+    user: F32 = attrs.field(validator=matrix(np.float32, 2))
+    candidate: F32 = attrs.field(validator=matrix(np.float32, 2))
+    rows: U8 = attrs.field(default=NO_U8, validator=matrix(np.uint8, 1))
     attempt: int = 0
     degraded: bool = False
     lookup_us: int = 0
@@ -420,7 +356,7 @@ class RowsPart:
     message: str = ""
 
     def __attrs_post_init__(self) -> None:
-        _require(self.code in ERROR_CODES, f"a code, got {self.code!r:.40}")
+        require(self.code in ERROR_CODES, f"a code, got {self.code!r:.40}")
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -435,18 +371,18 @@ class PartsLate:
     """
 
     seq: int
-    parts: I32 = attrs.field(validator=_matrix(np.int32, 1))
-    attempts: I32 = attrs.field(validator=_matrix(np.int32, 1))
-    codes: U8 = attrs.field(validator=_matrix(np.uint8, 1))
+    parts: I32 = attrs.field(validator=matrix(np.int32, 1))
+    attempts: I32 = attrs.field(validator=matrix(np.int32, 1))
+    codes: U8 = attrs.field(validator=matrix(np.uint8, 1))
     message: str = ""
 
     def __attrs_post_init__(self) -> None:
         n = len(self.parts)
-        _require(
+        require(
             len(self.attempts) == n == len(self.codes),
             f"attempts and codes of {n} parts, got {len(self.attempts)} and {len(self.codes)}",
         )
-        _require(n == 0 or int(self.codes.max()) < len(ERROR_CODES), "known codes")
+        require(n == 0 or int(self.codes.max()) < len(ERROR_CODES), "known codes")
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -469,12 +405,12 @@ class ScoresBatch:
     """
 
     seq: int
-    requests: I32 = attrs.field(validator=_matrix(np.int32, 1))
-    codes: U8 = attrs.field(validator=_matrix(np.uint8, 1))
-    scores: F32 = attrs.field(validator=_matrix(np.float32, 2))
-    degraded: U8 = attrs.field(default=_NO_U8, validator=_matrix(np.uint8, 1))
-    part_us: I32 = attrs.field(default=_NO_I32, validator=_matrix(np.int32, 1))
-    part_attempts: I32 = attrs.field(default=_NO_I32, validator=_matrix(np.int32, 1))
+    requests: I32 = attrs.field(validator=matrix(np.int32, 1))
+    codes: U8 = attrs.field(validator=matrix(np.uint8, 1))
+    scores: F32 = attrs.field(validator=matrix(np.float32, 2))
+    degraded: U8 = attrs.field(default=NO_U8, validator=matrix(np.uint8, 1))
+    part_us: I32 = attrs.field(default=NO_I32, validator=matrix(np.int32, 1))
+    part_attempts: I32 = attrs.field(default=NO_I32, validator=matrix(np.int32, 1))
     join_us: int = 0
     queue_us: int = 0
     compute_us: int = 0
@@ -482,120 +418,13 @@ class ScoresBatch:
 
     def __attrs_post_init__(self) -> None:
         k = len(self.requests)
-        _require(len(self.codes) == k, f"{k} codes, got {len(self.codes)}")
-        _require(
+        require(len(self.codes) == k, f"{k} codes, got {len(self.codes)}")
+        require(
             k == 0 or int(self.codes.max()) < len(ERROR_CODES),
             f"codes below {len(ERROR_CODES)}",
         )
-        _require(len(self.degraded) in (0, k), f"{k} marks, got {len(self.degraded)}")
-        _require(len(self.part_us) == len(self.part_attempts), "times and attempts of all parts")
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class UpdateBatch:
-    """Updater to shard: persist these rows, apply them at once, and say so.
-
-    Number 0 asks only where the shard stands.
-
-    Attributes:
-        updater: Whom to tell, with an ``UpdateAck``.
-        stream: Tells apart what counts its updates from 1.
-        number: Of the update, among those of the stream.
-        previous: The number of the update before it that had rows for this shard. A shard that
-            has not applied that one, or has applied a later one, refuses.
-        newest: The last number there is that has rows for this shard.
-        age_us: For how long the updater has had it.
-        dtype: Of the rows, as the table stores them.
-        keys: int64 ``[n]``.
-        rows: uint8 ``[n, bytes of a row]``.
-    """
-
-    updater: str
-    model: str
-    version: str
-    table: str
-    stream: int
-    number: int
-    previous: int
-    newest: int
-    age_us: int
-    dtype: str
-    keys: I64 = attrs.field(validator=_matrix(np.int64, 1))
-    rows: U8 = attrs.field(validator=_matrix(np.uint8, 2))
-
-    def __attrs_post_init__(self) -> None:
-        n = len(self.keys)
-        _require(len(self.rows) == n, f"as many rows as keys, {n}, got {len(self.rows)}")
-
-
-@attrs.frozen(kw_only=True)
-class UpdateAck:
-    """Shard to updater: how far it has come, whatever it was sent.
-
-    Attributes:
-        replica: The shard's name.
-        stream: Of the last update that it applied; 0 if there is none.
-        applied: That update's number. All before it that had rows for the shard are applied, too,
-            and all of them are durable.
-        code: ``ok``; or else what it was sent cannot be applied, and ``message`` says why:
-            ``unavailable`` now, ``invalid`` ever.
-    """
-
-    replica: str
-    model: str
-    version: str
-    stream: int
-    applied: int
-    code: str = "ok"
-    message: str = ""
-
-    def __attrs_post_init__(self) -> None:
-        _require(self.code in ERROR_CODES, f"a code, got {self.code!r:.40}")
-
-
-@attrs.frozen(kw_only=True)
-class SeedOrder:
-    """Updater to shard: you need more than I have kept; take all that ``peer`` has."""
-
-    updater: str
-    model: str
-    version: str
-    peer: str
-
-
-@attrs.frozen(kw_only=True)
-class SeedRequest:
-    """Shard to its peer, as an ask: send me a part of your snapshot.
-
-    Attributes:
-        snapshot: Which one: as in the ``SeedPart`` before; 0 for a new one.
-        offset: Of the part's first byte.
-    """
-
-    model: str
-    version: str
-    snapshot: int
-    offset: int
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class SeedPart:
-    """The answer to a ``SeedRequest``: ``data``, uint8 ``[n]``, of ``size`` bytes in all."""
-
-    snapshot: int
-    offset: int
-    size: int
-    data: U8 = attrs.field(validator=_matrix(np.uint8, 1))
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class RowsChanged:
-    """Shard to executor: whoever keeps rows of these keys, int64 ``[n]``, has old ones."""
-
-    model: str
-    version: str
-    table: str
-    keys: I64 = attrs.field(validator=_matrix(np.int64, 1))
+        require(len(self.degraded) in (0, k), f"{k} marks, got {len(self.degraded)}")
+        require(len(self.part_us) == len(self.part_attempts), "times and attempts of all parts")
 
 
 Message: TypeAlias = (

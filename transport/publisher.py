@@ -20,8 +20,9 @@ import trio
 from transport.codec import Packet, encode
 from transport.errors import RemoteProtocolError, TransportError, Unavailable, error_of
 from transport.exchange import read_answer
-from transport.messages import ErrorReply, Message, UpdateReply, UpdateRequest
+from transport.messages import ErrorReply, Message
 from transport.sockets import DealerSocket, SocketOptions, open_context
+from transport.updates import UpdateReply, UpdateRequest
 
 WINDOW: Final = 16
 """Updates that are sent ahead of their answers; the updater syncs its disk once for all of them."""

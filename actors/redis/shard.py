@@ -41,15 +41,8 @@ from runtime.errors import StartError
 from runtime.mailbox import Mailbox
 from runtime.metrics import Metrics
 from transport.errors import Overloaded, Unavailable
-from transport.messages import (
-    ErrorReply,
-    LookupBatch,
-    RowsPart,
-    SeedOrder,
-    SeedRequest,
-    UpdateAck,
-    UpdateBatch,
-)
+from transport.messages import ErrorReply, LookupBatch, RowsPart
+from transport.updates import SeedOrder, SeedRequest, UpdateAck, UpdateBatch
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from transport.messages import ERROR_CODES
+from transport.values import ERROR_CODES
 
 _OK = ERROR_CODES.index("ok")
 _OVERLOADED = ERROR_CODES.index("overloaded")

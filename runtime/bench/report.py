@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bench.load import LOST, Record
-from transport.messages import ERROR_CODES
+from transport.values import ERROR_CODES
 
 _OK = ERROR_CODES.index("ok")
 _SHED = ERROR_CODES.index("overloaded")

@@ -20,7 +20,6 @@ from runtime.bench.links import ID_BASE, Prepared
 from transport.codec import Packet, decode, encode
 from transport.errors import Unavailable
 from transport.messages import (
-    ERROR_CODES,
     ErrorReply,
     Message,
     ModelsReply,
@@ -32,6 +31,7 @@ from transport.messages import (
     StatsReply,
     StatsRequest,
 )
+from transport.values import ERROR_CODES
 
 _ANY_ID: Final = ID_BASE | 0x0123_4567_89AB
 _U64: Final = struct.Struct(">Q")

@@ -37,12 +37,12 @@ from tests.divided import PLACEMENT, divide
 from transport.messages import (
     ErrorReply,
     LookupBatch,
-    RowsChanged,
     RowsPart,
     ScoreReply,
     StatsReply,
     StatsRequest,
 )
+from transport.updates import RowsChanged
 
 STALE_S = 5.0
 EVERYTHING = 1 << 20

@@ -25,7 +25,7 @@ from runtime.topology import UPDATER, ActorSpec, NodeSpec, all_in_one
 from tests import tiny
 from tests.swaps import SEEDS, asked, build, seed_of, version
 from transport.exchange import Scores
-from transport.messages import UpdateReply, UpdateRequest
+from transport.updates import UpdateReply, UpdateRequest
 
 MAPS = Path("/proc/self/maps")
 

@@ -15,7 +15,8 @@ from kernels.lookup import ShardLayout
 from kernels.shards import Run
 from runtime.metrics import Metrics
 from runtime.window import Window, WindowPolicy
-from transport.messages import ERROR_CODES, Batch, PartsLate, RowsPart, ScoresBatch
+from transport.messages import Batch, PartsLate, RowsPart, ScoresBatch
+from transport.values import ERROR_CODES
 
 WIDTH = 3
 

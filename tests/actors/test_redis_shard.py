@@ -33,18 +33,8 @@ from runtime.topology import Topology, all_in_one
 from tests import tiny
 from tests.redis_help import RedisProcess, needs_redis, redis_cluster, redis_server
 from transport.errors import InvalidRequest
-from transport.messages import (
-    LookupBatch,
-    Message,
-    Ping,
-    Pong,
-    RowsPart,
-    SeedRequest,
-    StatsReply,
-    StatsRequest,
-    UpdateAck,
-    UpdateBatch,
-)
+from transport.messages import LookupBatch, Message, Ping, Pong, RowsPart, StatsReply, StatsRequest
+from transport.updates import SeedRequest, UpdateAck, UpdateBatch
 
 pytestmark = needs_redis
 

@@ -15,7 +15,8 @@ from actors.update_stream import UpdateStream
 from runtime.metrics import Metrics
 from tests.actors.test_update_stream import change, open_stream
 from transport.errors import Overloaded, Unavailable
-from transport.messages import Message, SeedOrder, UpdateAck, UpdateBatch
+from transport.messages import Message
+from transport.updates import SeedOrder, UpdateAck, UpdateBatch
 
 
 @attrs.define(eq=False)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from actors.update_rules import Verdict, judge
-from transport.messages import UpdateBatch
+from transport.updates import UpdateBatch
 
 
 def batch(number: int, previous: int, stream: int = 7) -> UpdateBatch:

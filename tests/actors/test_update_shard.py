@@ -22,7 +22,8 @@ from runtime.metrics import Metrics
 from runtime.refs import Answer
 from runtime.topology import ActorSpec, NodeSpec, Topology
 from transport.errors import Unavailable
-from transport.messages import Message, RowsChanged, SeedOrder, SeedRequest, UpdateAck, UpdateBatch
+from transport.messages import Message
+from transport.updates import RowsChanged, SeedOrder, SeedRequest, UpdateAck, UpdateBatch
 
 DIM = 4
 

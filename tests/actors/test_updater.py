@@ -20,16 +20,9 @@ from runtime.topology import UPDATER, ActorSpec, NodeSpec
 from tests.actors.update_help import running, topology, update
 from transport.codec import Packet, decode, encode
 from transport.errors import InvalidRequest
-from transport.messages import (
-    ErrorReply,
-    Message,
-    ModelsRequest,
-    Ping,
-    Pong,
-    UpdateReply,
-    UpdateRequest,
-)
+from transport.messages import ErrorReply, Message, ModelsRequest, Ping, Pong
 from transport.sockets import DealerSocket, open_context
+from transport.updates import UpdateReply, UpdateRequest
 
 ALL = ("users", "items", "genres")
 

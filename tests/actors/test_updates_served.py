@@ -17,8 +17,8 @@ from runtime.topology import ActorSpec, NodeSpec, Topology
 from tests.actors.test_planned_served import KEYS, bundle, topology_of
 from tests.kernels.bundle_help import table
 from tests.kernels.test_bundle_stores import scores
-from transport.messages import UpdateRequest
 from transport.publisher import Publisher
+from transport.updates import UpdateRequest
 
 __all__ = ["bundle"]
 

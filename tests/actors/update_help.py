@@ -26,13 +26,8 @@ from runtime.host import Host
 from runtime.mailbox import Mailbox
 from runtime.metrics import Metrics
 from runtime.topology import UPDATER, ActorSpec, ModelSpec, NodeSpec, Topology
-from transport.messages import (
-    RowsChanged,
-    StatsReply,
-    StatsRequest,
-    UpdateReply,
-    UpdateRequest,
-)
+from transport.messages import StatsReply, StatsRequest
+from transport.updates import RowsChanged, UpdateReply, UpdateRequest
 
 MODEL = "tiny"
 

@@ -35,8 +35,8 @@ from tests.bench.bench_swap import N_CANDIDATES, build, weights
 from tests.system.cluster_help import ROOT, free_port
 from transport.client import Client
 from transport.errors import RequestError, TransportError
-from transport.messages import UpdateReply, UpdateRequest
 from transport.publisher import Publisher
+from transport.updates import UpdateReply, UpdateRequest
 
 TABLES = ("users", "items")
 START_S = 120.0

@@ -13,8 +13,8 @@ from kernels.placement import CachedTable
 from tests import tiny
 from tests.system.test_updates import Cluster, serving
 from transport.client import Client
-from transport.messages import UpdateRequest
 from transport.publisher import Publisher
+from transport.updates import UpdateRequest
 
 STALE_S = 0.25
 N_UPDATES = 40

@@ -27,8 +27,8 @@ from tests import tiny
 from tests.system.cluster_help import free_port
 from transport.client import Client
 from transport.errors import RequestError
-from transport.messages import UpdateReply, UpdateRequest
 from transport.publisher import Publisher
+from transport.updates import UpdateReply, UpdateRequest
 
 ROOT = Path(__file__).parents[2]
 START_S = 60.0

@@ -32,8 +32,8 @@ from tests.system.nodes import SHARDS, Nodes, cluster_text
 from transport.client import Client
 from transport.errors import RequestError, TransportError
 from transport.exchange import RetryPolicy
-from transport.messages import UpdateReply, UpdateRequest
 from transport.publisher import Publisher
+from transport.updates import UpdateReply, UpdateRequest
 
 UPDATER = "updater"
 NAMES = ("gateway", *SHARDS, "executor", UPDATER)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from transport import messages as m
+from transport import updates, values
 from transport import versions as v
 from transport.codec import Packet
 
@@ -130,7 +131,7 @@ def rows_parts(draw: st.DrawFn) -> m.RowsPart:
         attempt=draw(u32),
         degraded=draw(st.booleans()),
         lookup_us=draw(i64),
-        code=draw(st.sampled_from(m.ERROR_CODES)),
+        code=draw(st.sampled_from(values.ERROR_CODES)),
         message=draw(text),
     )
 
@@ -147,8 +148,8 @@ def parts_late(draw: st.DrawFn) -> m.PartsLate:
     )
 
 
-def codes(n: int) -> st.SearchStrategy[m.U8]:
-    known = st.integers(0, len(m.ERROR_CODES) - 1)
+def codes(n: int) -> st.SearchStrategy[values.U8]:
+    known = st.integers(0, len(values.ERROR_CODES) - 1)
     return st.lists(known, min_size=n, max_size=n).map(lambda drawn: np.array(drawn, np.uint8))
 
 
@@ -171,9 +172,9 @@ def scores_batches(draw: st.DrawFn) -> m.ScoresBatch:
 
 
 @st.composite
-def update_requests(draw: st.DrawFn) -> m.UpdateRequest:
+def update_requests(draw: st.DrawFn) -> updates.UpdateRequest:
     n = draw(sizes)
-    return m.UpdateRequest(
+    return updates.UpdateRequest(
         request_id=draw(u64),
         model=draw(names),
         table=draw(names),
@@ -185,9 +186,9 @@ def update_requests(draw: st.DrawFn) -> m.UpdateRequest:
 
 
 @st.composite
-def update_batches(draw: st.DrawFn) -> m.UpdateBatch:
+def update_batches(draw: st.DrawFn) -> updates.UpdateBatch:
     n = draw(sizes)
-    return m.UpdateBatch(
+    return updates.UpdateBatch(
         updater=draw(names),
         model=draw(names),
         version=draw(names),
@@ -234,7 +235,7 @@ EACH: tuple[st.SearchStrategy[Any], ...] = (
     update_requests(),
     update_batches(),
     st.builds(
-        m.UpdateReply,
+        updates.UpdateReply,
         request_id=u64,
         number=u64,
         applied=u64,
@@ -242,22 +243,26 @@ EACH: tuple[st.SearchStrategy[Any], ...] = (
         behind=st.lists(names, max_size=3).map(tuple),
     ),
     st.builds(
-        m.UpdateAck,
+        updates.UpdateAck,
         replica=names,
         model=names,
         version=names,
         stream=u64,
         applied=u64,
-        code=st.sampled_from(m.ERROR_CODES),
+        code=st.sampled_from(values.ERROR_CODES),
         message=text,
     ),
-    st.builds(m.SeedOrder, updater=names, model=names, version=names, peer=names),
-    st.builds(m.SeedRequest, model=names, version=names, snapshot=u64, offset=u64),
+    st.builds(updates.SeedOrder, updater=names, model=names, version=names, peer=names),
+    st.builds(updates.SeedRequest, model=names, version=names, snapshot=u64, offset=u64),
     st.builds(
-        m.SeedPart, snapshot=u64, offset=u64, size=u64, data=sizes.flatmap(lambda n: array("u1", n))
+        updates.SeedPart,
+        snapshot=u64,
+        offset=u64,
+        size=u64,
+        data=sizes.flatmap(lambda n: array("u1", n)),
     ),
     st.builds(
-        m.RowsChanged,
+        updates.RowsChanged,
         model=names,
         version=names,
         table=names,
@@ -266,7 +271,7 @@ EACH: tuple[st.SearchStrategy[Any], ...] = (
     st.builds(
         m.ErrorReply,
         request_id=u64,
-        code=st.sampled_from(m.ERROR_CODES[1:]),
+        code=st.sampled_from(values.ERROR_CODES[1:]),
         message=text,
         field=text,
     ),

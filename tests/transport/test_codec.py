@@ -11,7 +11,7 @@ from hypothesis import Phase, example, find, given, settings
 from hypothesis import strategies as st
 
 from tests.transport.strategies import EACH, messages, packets
-from transport import _schema
+from transport import _schema, values
 from transport import messages as m
 from transport.codec import MAX_FRAMES, PREFIX, Packet, ScoreReplyEncoder, decode, encode
 from transport.errors import LocalProtocolError, RemoteProtocolError
@@ -115,7 +115,7 @@ def test_an_unaligned_frame_is_copied_once() -> None:
 
 
 @pytest.mark.parametrize("values", [np.ones((2, 3), ">f8"), np.ones((3, 2), np.int16).T])
-def test_other_byte_orders_and_layouts_are_brought_into_line(values: m.Array) -> None:
+def test_other_byte_orders_and_layouts_are_brought_into_line(values: values.Array) -> None:
     block = m.Block(side=m.CANDIDATE, names=("a", "b"), values=values)
     decoded = decode(encode(Packet("", 0, request(blocks=(block,))))).message
     assert isinstance(decoded, m.ScoreRequest)

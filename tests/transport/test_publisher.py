@@ -13,9 +13,10 @@ from trio.testing import MockClock
 
 from transport.codec import Packet, decode, encode
 from transport.errors import InvalidRequest, Unavailable
-from transport.messages import ErrorReply, Message, Pong, UpdateReply, UpdateRequest
+from transport.messages import ErrorReply, Message, Pong
 from transport.publisher import Publisher
 from transport.sockets import RouterSocket, SubscriberSocket, open_context
+from transport.updates import UpdateReply, UpdateRequest
 
 
 @attrs.define(eq=False)
