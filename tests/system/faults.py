@@ -38,6 +38,8 @@ _TOLERANCE = 1e-5
 # What a kill can have to do with: the death itself, and its replacement's start.
 _AFTER_KILL_S = 1.0
 _START_S = 120.0
+# Statistics take each node some milliseconds, in which it serves nobody.
+_LOOK_EVERY_S = 0.25
 _BOTH_SHARE = 0.25
 WHEN = CALM, NEAR, BETWEEN = "calm", "near_a_kill", "between_kills"
 
@@ -153,18 +155,19 @@ async def _kill_all(client: Client, cluster: Nodes, plan: Plan, tally: Tally) ->
         left -= len(victims)
         with trio.fail_after(_START_S):
             await cluster.wait_ready(*victims)
-            await _until_all_are_asked(client)
+            await _until_all_are_asked(client, cluster)
 
 
-async def _until_all_are_asked(client: Client) -> None:
+async def _until_all_are_asked(client: Client, cluster: Nodes) -> None:
     while True:
+        cluster.check()
         try:
             stats = await client.stats()
             if not any(actor.get("replicas_away") for actor in stats.values()):
                 return
         except TransportError:
             pass
-        await trio.sleep(0.05)
+        await trio.sleep(_LOOK_EVERY_S)
 
 
 async def _warm_up(client: Client, plan: Plan) -> None:

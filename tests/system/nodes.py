@@ -80,6 +80,7 @@ class Nodes:
     folder: Path
     _processes: dict[str, subprocess.Popen[bytes]] = attrs.field(factory=dict, init=False)
     _lives: dict[str, int] = attrs.field(factory=dict, init=False)
+    _killed: set[str] = attrs.field(factory=set, init=False)
 
     def start(self, name: str) -> None:
         """Start a node, for the first time or again."""
@@ -95,9 +96,11 @@ class Nodes:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self._killed.discard(name)
 
     def kill(self, name: str) -> None:
         """End a node by SIGKILL, and wait until it is gone."""
+        self._killed.add(name)
         self._processes[name].kill()
         self._processes[name].wait()
 
@@ -107,10 +110,21 @@ class Nodes:
         Raises:
             RuntimeError: It has ended by itself.
         """
+        self.check()
         said = self._out(name).read_text(errors="replace")
-        if self._processes[name].poll() is not None:
-            raise RuntimeError(f"{name} has ended: {said}")
         return "\nready\n" in f"\n{said}"
+
+    def check(self) -> None:
+        """Check that all nodes live that were not killed.
+
+        Raises:
+            RuntimeError: One has ended by itself; says what it printed.
+        """
+        for name, process in self._processes.items():
+            code = process.poll()
+            if code is not None and name not in self._killed:
+                said = self._out(name).read_text(errors="replace")
+                raise RuntimeError(f"{name} has ended with code {code}: {said}")
 
     async def wait_ready(self, *names: str) -> None:
         """Wait until nodes serve."""
