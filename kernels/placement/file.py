@@ -6,7 +6,8 @@
     device = ["genres"]         # optional: tables in the card's memory; "all" for every one
 
     [cached.items]              # optional: tables whose hot rows are kept beside the executor, too
-    max_bytes = 4_000_000_000   # of rows kept, and what it takes to find them
+    max_bytes = 4_000_000_000   # of rows kept, and what it takes to find them; twice that while a
+                                # new version of the model takes over
     stale_s = 5                 # optional: for how long after an update an old row may be used
 
     [[groups]]                  # group 0: its tables, each "all" or [first, last] of its segments,
