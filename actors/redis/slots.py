@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import numpy as np
@@ -63,13 +63,14 @@ class SlotMap:
             RedisError: It has another form.
         """
         slots = cls([], np.full(N_SLOTS, -1, np.int32))
+        rows: Any = reply  # of any form: what does not fit raises one of the errors below
         try:
-            for first, last, primary, *_ in reply:  # type: ignore[misc, union-attr]
-                host, port = primary[0], primary[1]  # type: ignore[index]
-                address = Address((host or b"").decode() or asked.host, int(port))  # type: ignore[arg-type, union-attr]
-                if not 0 <= first <= last < N_SLOTS:  # type: ignore[operator]
+            for first, last, primary, *_ in rows:
+                host, port = primary[0], primary[1]
+                address = Address((host or b"").decode() or asked.host, int(port))
+                if not 0 <= first <= last < N_SLOTS:
                     raise ValueError(f"slots {first!r} to {last!r}")
-                slots.owner[first : last + 1] = slots.position(address)  # type: ignore[operator]
+                slots.owner[first : last + 1] = slots.position(address)
         except (TypeError, ValueError, AttributeError, IndexError) as error:
             raise RedisError(f"{asked}: cannot read its CLUSTER SLOTS: {error}") from error
         return slots

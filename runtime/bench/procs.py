@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import attrs
+
+from kernels.store.scale import memory_mb
 
 _STOP_S: Final = 15.0
 
@@ -99,19 +101,17 @@ def cpu_seconds(root: int) -> dict[str, float]:
     }
 
 
-def memory_mb(root: int) -> dict[str, dict[str, float]]:
-    """Return the memory of a process and its descendants, in MiB, by stage; Linux only.
-
-    ``anonymous`` is the processes' own. ``files`` are the pages of files that they have mapped:
-    shared with other processes, and taken back by the system at need.
-    """
-    return {
-        stage: {
-            "anonymous": round(sum(_status_mb(each.pid, "RssAnon") for each in processes), 1),
-            "files": round(sum(_status_mb(each.pid, "RssFile") for each in processes), 1),
-        }
-        for stage, processes in by_stage(root).items()
-    }
+def memory_by_stage(root: int) -> dict[str, dict[str, float]]:
+    """Return the memory of a process and its descendants, in MiB, by stage (``memory_mb``)."""
+    found: dict[str, dict[str, float]] = {}
+    for stage, processes in by_stage(root).items():
+        sums = {"anonymous": 0.0, "files": 0.0}
+        for process in processes:
+            with suppress(OSError):  # it ended while we looked
+                memory = memory_mb(process.pid)
+                sums = {name: round(had + memory[name], 1) for name, had in sums.items()}
+        found[stage] = sums
+    return found
 
 
 def by_stage(root: int) -> dict[str, list[Process]]:
@@ -138,15 +138,6 @@ def by_stage(root: int) -> dict[str, list[Process]]:
     if len(stages) > 1:
         stages["supervisor"] = stages.pop("server")
     return stages
-
-
-def _status_mb(pid: int, field: str) -> float:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0.0  # it ended while we looked
-    values = dict(line.split(":", 1) for line in lines)
-    return int(values[field].split()[0]) / 1024 if field in values else 0.0
 
 
 def own_cpu_seconds() -> float:

@@ -44,7 +44,7 @@ from runtime.bench import contenders, report
 from runtime.bench.contenders import Contender
 from runtime.bench.measure import Load, measure
 from runtime.bench.pool import Pool
-from runtime.bench.procs import memory_mb
+from runtime.bench.procs import memory_by_stage
 from runtime.bench.traffic import Sizes, parse_sizes, skewed_ids
 from transport.errors import TransportError, Unavailable
 from transport.messages import CANDIDATE, USER, Block, ScoreRequest
@@ -231,10 +231,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             assert contender.pid is not None
             _wait_warm(contender, began + options.patience)
             ready_s = time.perf_counter() - began
-            ready_mb = memory_mb(contender.pid)
+            ready_mb = memory_by_stage(contender.pid)
             _say(f"ready after {ready_s:.1f} s; {options.rate:g} requests/s")
             figures = measure(contender, pool, load, expected).figures
-            loaded_mb = memory_mb(contender.pid)
+            loaded_mb = memory_by_stage(contender.pid)
     return {
         "parameters": header.rows * header.dim,
         "table_mb": round(header.size_bytes / 2**20),

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from kernels.bundle.build import BuildOptions, build_bundle
+from kernels.store.scale import memory_mb
 from tests.system.cluster_help import Node, serving
 from tests.system.deploy_faults import ONCE, deploy
 from transport.client import Client
@@ -170,12 +171,7 @@ async def ask(client: Client, question: Question, due: float, measured: Measured
 
 def anonymous_mib(node: Node) -> dict[str, float]:
     """Return each node's resident memory that is no file's."""
-    found = {}
-    for name, pid in node.pids().items():
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon"):
-                found[name] = round(int(line.split()[1]) / 1024, 1)
-    return found
+    return {name: memory_mb(pid)["anonymous"] for name, pid in node.pids().items()}
 
 
 async def measure(
