@@ -8,18 +8,16 @@ a row together from one. Rows are dealt to requests of uneven sizes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.bundle.executors import ExecutorName, open_executor
-from kernels.bundle.load import Bundle
+from kernels.bundle.executors import ExecutorName
 from kernels.bundle.manifest import SideLayout
 from kernels.ir.onnx_import import import_dense
 from kernels.ir.reference import evaluate
-
-F32: TypeAlias = NDArray[np.float32]
+from tests.zoo_here import F32, MOST_REQUESTS, InProcess
 
 # Of the error, which is |got - want| / max(1, |want|): fp16 storage with fp32 sums on the card,
 # float32 on the host, float64 rounded once in the oracle's own executor.
@@ -31,47 +29,38 @@ TOLERANCES: Final[Mapping[ExecutorName, float]] = {
     "cuda-bf16": 1.6e-2,
 }
 _ROWS_A_REQUEST: Final = 16
-_MOST_REQUESTS: Final = 64
 
 
-def errors(
-    bundle: Bundle, executor: ExecutorName, recorded: tuple[F32, F32], sizes: Sequence[int]
-) -> dict[int, float]:
+def errors(scorer: InProcess, recorded: tuple[F32, F32], sizes: Sequence[int]) -> dict[int, float]:
     """Run random inputs of each number of rows; return the largest error of each.
 
     What a lane's staging holds beyond the batch is NaN.
 
     Args:
-        bundle: Its graph is one that the compiler knows.
-        executor: What to run it on.
+        scorer: Its graph is one that the compiler knows, and its executor takes so many rows.
         recorded: Blocks of the user and the candidate side to draw rows from.
         sizes: Numbers of rows.
     """
-    manifest = bundle.manifest
-    graph = import_dense(bundle.dense_model(), manifest.model)
-    most = min(max(sizes), _MOST_REQUESTS)
-    opened = open_executor(executor, bundle, max_rows=max(sizes), max_requests=most, buckets=sizes)
+    manifest = scorer.bundle.manifest
+    graph = import_dense(scorer.bundle.dense_model(), manifest.model)
+    staging = scorer.executor.staging(0)
     found = {}
-    try:
-        for n_rows in sizes:
-            random = np.random.default_rng(n_rows)
-            request_of_row = requests_of(n_rows, random)
-            n_requests = int(request_of_row[-1]) + 1
-            blocks = {
-                "user": draw(manifest.user, recorded[0], n_requests, random),
-                "candidate": draw(manifest.candidate, recorded[1], n_rows, random),
-            }
-            staging = opened.staging(0)
-            staging.user[:], staging.candidate[:] = np.nan, np.nan
-            staging.user[:n_requests] = blocks["user"]
-            staging.candidate[:n_rows] = blocks["candidate"]
-            staging.request_of_row[:n_rows] = request_of_row
-            got = opened.run(0, n_requests, n_rows)
-            inputs = {name: blocks[name] for name in graph.inputs}
-            want = evaluate(graph, inputs, request_of_row, np.float64)
-            found[n_rows] = largest_error(got, want)
-    finally:
-        opened.close()
+    for n_rows in sizes:
+        random = np.random.default_rng(n_rows)
+        request_of_row = requests_of(n_rows, random)
+        n_requests = int(request_of_row[-1]) + 1
+        blocks = {
+            "user": draw(manifest.user, recorded[0], n_requests, random),
+            "candidate": draw(manifest.candidate, recorded[1], n_rows, random),
+        }
+        staging.user[:], staging.candidate[:] = np.nan, np.nan
+        staging.user[:n_requests] = blocks["user"]
+        staging.candidate[:n_rows] = blocks["candidate"]
+        staging.request_of_row[:n_rows] = request_of_row
+        got = scorer.executor.run(0, n_requests, n_rows)
+        inputs = {name: blocks[name] for name in graph.inputs}
+        want = evaluate(graph, inputs, request_of_row, np.float64)
+        found[n_rows] = largest_error(got, want)
     return found
 
 
@@ -85,7 +74,7 @@ def largest_error(got: NDArray[Any], want: NDArray[Any]) -> float:
 
 def requests_of(n_rows: int, random: np.random.Generator) -> NDArray[np.int64]:
     """Deal rows to requests of uneven sizes, each of 1 or more; int64 ``[n_rows]``, ascending."""
-    n_requests = min(1 + n_rows // _ROWS_A_REQUEST, _MOST_REQUESTS)
+    n_requests = min(1 + n_rows // _ROWS_A_REQUEST, MOST_REQUESTS)
     firsts = random.choice(np.arange(1, n_rows), n_requests - 1, replace=False)
     starts = np.zeros(n_rows, np.int64)
     starts[firsts] = 1

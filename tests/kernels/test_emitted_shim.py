@@ -8,6 +8,7 @@ Scores are compared before the last sigmoid, which would hide errors. An error i
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from tests.kernels.emitted_help import (
 )
 from tests.kernels.ir_graphs import FUSED, JUMPY, UNFUSED, random_graph
 from tests.kernels.shim_program import run_program, scratch_of
+from tests.zoo_here import InProcess
 
 pytestmark = pytest.mark.skipif(shim.available() is not None, reason=str(shim.available()))
 needs_zoo = pytest.mark.skipif(not zoo.ZOO.exists(), reason="no zoo beside the checkout")
@@ -206,7 +208,8 @@ def test_a_model_of_the_zoo_agrees(name: str, zoo_built: Callable[[str], zoo.Bui
     built = zoo_built(name)
     bundle = load_bundle(built.path)
     graph = logits(import_dense(bundle.dense_model(), name))
-    user, candidate = zoo.recorded_blocks(bundle, built)
+    with closing(InProcess(bundle)) as scorer:
+        user, candidate = zoo.recorded_blocks(scorer, built)
     for rows, options in ((15, Options()), (37, FP32), (16, Options(input_dtype="float16"))):
         random = np.random.default_rng(rows)
         of_row = zoo_rows.requests_of(rows, random)

@@ -399,7 +399,7 @@ def test_a_bundle_says_why_it_is_for_the_host_alone() -> None:
 @needs_zoo
 def test_random_inputs_on_the_host_agree_with_the_oracle(tmp_path: Any) -> None:  # noqa: ANN401
     (model,) = zoo.models(zoo.ZOO, "^deepctr_DIN.dynamo$")
-    (result,) = zoo.check([model], zoo.in_process, rows=[1, 64])
+    result = zoo.check_here(model, rows=[1, 64])
     assert result.ok, result.problem
     assert set(result.random) == {1, 64}
     assert max(result.random.values()) < 1e-5

@@ -1,9 +1,11 @@
 """The zoo's table: on models made here, and on the zoo beside the checkout where it is there."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import onnxruntime
 import pytest
@@ -12,6 +14,7 @@ from tests import zoo
 from tests.kernels import shim
 from tests.kernels.bundle_help import ids, table, write_model
 from tests.kernels.gpu_help import FakeCuda, ShimBuilder, fake_cuda
+from tests.zoo_table import Result
 
 __all__ = ["fake_cuda"]
 
@@ -127,6 +130,30 @@ def test_random_inputs_are_held_against_the_oracle(
         zoo.main([*command[:-1], "1,none"])
 
 
+class Deadly:
+    """Ends the process that receives it."""
+
+    def __reduce__(self) -> tuple[Any, tuple[int]]:
+        return os._exit, (3,)
+
+
+def test_models_in_processes_of_their_own_cost_each_other_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_zoo(tmp_path, POOLED)
+    command = [str(folder), "--executor", "reference", "--rows", "1,20", "--processes", "2"]
+    assert zoo.main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 of 1 pass"
+    [model] = zoo.models(folder)
+    deadly: Any = Deadly()
+    done: list[Result] = []
+    results = zoo.check_apart(
+        [attrs.evolve(model, name="deadly", io=deadly), model], "host", (), 2, done.append
+    )
+    assert [result.problem for result in results] == ["its process ended with status 3", ""]
+    assert {result.name for result in done} == {"deadly", "toy.made"}
+
+
 @pytest.mark.skipif(shim.available() is not None, reason=str(shim.available()))
 @pytest.mark.parametrize("executor", ["cuda", "cuda-fp32", "cuda-bf16"])
 def test_a_zoo_runs_on_a_card_in_each_precision(
@@ -155,6 +182,6 @@ def test_a_folder_that_is_no_zoo_exits_with_2(
 @pytest.mark.parametrize("name", KINDS)
 def test_a_model_of_each_kind_equals_its_recorded_outputs(name: str) -> None:
     (model,) = zoo.models(zoo.ZOO, f"^{name}$")
-    (result,) = zoo.check([model], zoo.in_process)
+    result = zoo.check_here(model)
     assert result.ok, result.problem or result.left
     assert set(result.max_abs) == {1, 37}

@@ -54,7 +54,7 @@ def test_models_that_cannot_be_served_are_reported_and_the_others_run() -> None:
             raise NotReady("m0 is bad", frozenset({"executor-m0"}))
         if "m2" in bundles:
             raise NotReady("one is bad", frozenset())
-        with zoo.in_process(bundles) as score:
+        with zoo.served(bundles) as score:
             yield score
 
     first, second, third = zoo.check(chosen, refusing)
