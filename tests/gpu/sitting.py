@@ -107,6 +107,7 @@ class Sitting:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_heed_interrupts,
             )
             verdict = _wait(process, allowed_s)
         text = log.read_text(encoding="utf-8", errors="replace")
@@ -117,6 +118,11 @@ class Sitting:
             allowed_s=allowed_s,
             found=tuple(_found(step, text, self.out / f"{step.name}.json")),
         )
+
+
+def _heed_interrupts() -> None:
+    """Let a step be asked to end, also where this process ignores that, in a shell's background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _wait(process: subprocess.Popen[bytes], allowed_s: float) -> str:

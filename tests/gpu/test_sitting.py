@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -64,15 +65,32 @@ def test_a_step_that_fails_or_hangs_costs_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sitting, "_LEAST_S", 0.1)
+    monkeypatch.setattr(sitting, "_LAST_WORDS_S", 300.0)  # a busy machine takes its time
     outcomes = run(
         tmp_path,
         step("fails", "print('so'); raise SystemExit(3)"),
-        step("hangs", "import time; time.sleep(600)", most_s=0.5),
+        step("hangs", "import signal; signal.pause()", most_s=0.5),
         step("works", "import os; print(os.environ['WORD'])"),
+        seconds=1000,
     )
     assert [each.verdict for each in outcomes] == ["exit 3", "over time", "ok"]
     assert (outcomes[0].found, outcomes[2].found) == (("so",), ("told",))
     assert (tmp_path / "works.log").read_text() == "told\n"
+
+
+def test_a_step_is_asked_to_end_by_a_sitting_that_ignores_interrupts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sitting, "_LEAST_S", 0.1)
+    monkeypatch.setattr(sitting, "_LAST_WORDS_S", 300.0)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        [outcome] = run(
+            tmp_path, step("hangs", "import signal; signal.pause()", most_s=0.5), seconds=1000
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert outcome.verdict == "over time"
 
 
 def test_what_a_step_leaves_of_its_time_others_may_take(tmp_path: Path) -> None:
@@ -131,7 +149,7 @@ def test_the_command_lists_runs_and_reports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert sitting.main(["--list", "--out", str(tmp_path)]) == 0
-    assert "right-fp16, 40 s: python3 -m kernels.bench" in capsys.readouterr().out
+    assert "right-fp16, 30 s: python3 -m kernels.bench" in capsys.readouterr().out
     monkeypatch.setattr(sitting, "steps", lambda out, zoo: [step("one", "print('hello')")])
     assert sitting.main(["--out", str(tmp_path), "--commit", "abc"]) == 0
     said = capsys.readouterr().out
@@ -163,7 +181,7 @@ def test_digests_are_short() -> None:
     }
     assert list(sections_of("", document)) == ["lanes: lanes 4, requests_per_s 1235", "windows: 2"]
     text = (
-        "model  cases  max abs b1  random 1  random 37  cut  left  seconds\n"
+        "model  cases  max abs     random 1  random 37  cut  left  seconds\n"
         "a      3      1.0e-04     2.0e-04   1.0e-03    4    0     1.0      pass\n"
         "b      3      1.0e-04     -         9.0e-03    4    0     1.0      FAIL\n"
         "1 of 2 pass\n"
@@ -175,6 +193,10 @@ def test_digests_are_short() -> None:
         "failed: b",
         "b: random inputs: differs",
     ]
+    cut_off = (
+        text.rsplit("1 of 2", 1)[0] + "d      3      -           -         -   0  0  0.1  host only"
+    )
+    assert next(zoo_lines(cut_off, None)) == "cut off after 1 pass, 1 FAIL, 1 host only"
     said = "========= Invalid __global__ read\n.\n========= ERROR SUMMARY: 1 error\n3 passed in 2 s"
     assert list(sanitizer(said, None)) == [
         "ERROR SUMMARY: 1 error",
