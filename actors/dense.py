@@ -18,7 +18,7 @@ from kernels.gpu.device import Isolation
 from kernels.gpu.executor import GpuExecutor
 from kernels.gpu.model import open_gpu
 from kernels.host import HostExecutor
-from kernels.program import Precision
+from kernels.program import Bucket, Precision
 from runtime.errors import StartError
 
 log = logging.getLogger(__name__)
@@ -29,9 +29,18 @@ AUTO: Final = "auto"
 
 
 def _check_buckets(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    rows = value if isinstance(value, list) else [0]
-    if value is not None and not all(type(each) is int and each > 0 for each in rows):
-        raise ValueError(f"{attribute.name}: want a list of rows, each at least 1, got {value!r}")
+    if value is not None and not (isinstance(value, list) and all(map(_is_bucket, value))):
+        raise ValueError(
+            f"{attribute.name}: want a list of rows or of {{ rows, requests }}, each at least 1, "
+            f"got {value!r}"
+        )
+
+
+def _is_bucket(value: object) -> bool:
+    if isinstance(value, dict):
+        named = value.keys() == {"rows", "requests"}
+        return named and all(type(each) is int and each > 0 for each in value.values())
+    return type(value) is int and value > 0
 
 
 @attrs.frozen(kw_only=True)
@@ -45,8 +54,9 @@ class GpuOptions:
         precision: ``fp16``, ``bf16`` or ``fp32``: how values are stored between steps.
         input_dtype: ``float32``, or ``float16`` for half the bytes to the card, where features
             stay within 65,504.
-        buckets: Rows of the buckets to compile. Without it, powers of two at first, and then as
-            many that suit the traffic.
+        buckets: The buckets to compile: rows, or ``{ rows = 512, requests = 16 }``, where a launch
+            of so many rows has so few requests (users). Without it, powers of two at first, and
+            then as many that suit the traffic.
         ahead: Whether all are compiled before the executor is ready, or only the largest.
         mapped: What kernels reach in the host's memory instead of in copies: ``inputs``,
             ``scores``.
@@ -58,7 +68,7 @@ class GpuOptions:
     mode: str = attrs.field(default="streams", validator=in_(tuple(map(str, Isolation))))
     precision: str = attrs.field(default="fp16", validator=in_(tuple(map(str, Precision))))
     input_dtype: str = attrs.field(default="float32", validator=in_(("float32", "float16")))
-    buckets: list[int] | None = attrs.field(default=None, validator=_check_buckets)
+    buckets: list[int | dict[str, int]] | None = attrs.field(default=None, validator=_check_buckets)
     ahead: bool = attrs.field(default=True, validator=instance_of(bool))
     mapped: list[str] = attrs.field(
         factory=list, validator=deep_iterable(in_(("inputs", "scores")))
@@ -67,6 +77,12 @@ class GpuOptions:
     workers: int | None = attrs.field(
         default=None, validator=optional(and_(instance_of(int), ge(1)))
     )
+
+    def given_buckets(self) -> list[int | Bucket] | None:
+        """Return ``buckets`` as the executor takes them."""
+        if self.buckets is None:
+            return None
+        return [Bucket(**each) if isinstance(each, dict) else each for each in self.buckets]
 
 
 @attrs.frozen(kw_only=True)
@@ -133,7 +149,7 @@ def open_dense(
                     precision=gpu.precision,
                     input_dtype=gpu.input_dtype,
                     device_tables=device_tables,
-                    buckets=gpu.buckets,
+                    buckets=gpu.given_buckets(),
                     ahead=gpu.ahead,
                     mapped=gpu.mapped,
                     cache=Path(gpu.cache) if gpu.cache is not None else None,
@@ -145,7 +161,7 @@ def open_dense(
                 problem = str(error)
             except DeviceLost:
                 raise
-            except KernelsError as error:
+            except (KernelsError, ValueError) as error:  # such as a bucket beyond max_rows
                 raise StartError(f"actor {name}: {error}") from error
         if options.device == CUDA:
             raise StartError(

@@ -104,10 +104,12 @@ class Serving:
             launched = functools.partial(self._launched, window, now)
             if self._queued is not None:
                 try:
-                    self._queued.start(window.lane, len(window.slices), window.n_rows)
+                    bucket = self._queued.start(window.lane, len(window.slices), window.n_rows)
                 except KernelsError as error:
                     self._finish(window, now, outcome.Error(error))
                     continue
+                self._metrics.count("padding_rows", bucket.rows - window.n_rows)
+                self._metrics.count("padding_requests", bucket.requests - len(window.slices))
                 finish = functools.partial(self._queued.finish, window.lane)
                 lanes.submit(window.lane, finish, launched)
                 continue
@@ -142,9 +144,6 @@ class Serving:
             log.exception("%s: a launch failed", self._name)
             engine.failed(window, str(error))
         else:
-            if self._queued is not None:
-                n_padding = engine.dense.bucket(window.n_rows) - window.n_rows
-                self._metrics.count("padding_rows", n_padding)
             engine.done(window, scores, launched, trio.current_time())
 
     async def _tick(self) -> None:

@@ -8,6 +8,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.program import Bucket
+
 
 @attrs.frozen(eq=False)
 class Bags:
@@ -86,8 +88,8 @@ class DenseExecutor(Protocol):
 class QueuedExecutor(DenseExecutor, Protocol):
     """A ``DenseExecutor`` whose launches can be queued without waiting for them."""
 
-    def start(self, lane: int, n_requests: int, n_rows: int) -> None:
-        """Queue what was staged, and return at once."""
+    def start(self, lane: int, n_requests: int, n_rows: int) -> Bucket:
+        """Queue what was staged, and return at once: the bucket that it runs in."""
 
     def finish(self, lane: int) -> NDArray[np.float32]:
         """Wait for what ``start`` queued on a lane, and return as ``run`` does. From any thread."""

@@ -55,6 +55,9 @@ class Bucket:
     rows: int
     requests: int = 1
 
+    def __str__(self) -> str:
+        return f"{self.rows} rows of {self.requests} requests"
+
 
 class Role(enum.StrEnum):
     """Who fills a buffer, and how it is laid out.

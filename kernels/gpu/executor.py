@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from kernels.device_tables import DeviceTables
 from kernels.errors import CudaError, DeviceLost, KernelsError, LaunchFailed
 from kernels.executor import Staging
-from kernels.gpu.buckets import bucket_of, choose_buckets, fit, padding, usual_buckets
+from kernels.gpu.buckets import Cost, bucket_of, choose_buckets, fit, spent, usual_buckets
 from kernels.gpu.device import Context, Device, Isolation
 from kernels.gpu.lanes import Blocks, Lane
 from kernels.gpu.traffic import Statistics, Traffic
@@ -34,8 +34,11 @@ log = logging.getLogger(__name__)
 Compile: TypeAlias = Callable[[Bucket, Target], Program]
 """Makes the program of a bucket; called in a thread of the executor's own. Raises KernelsError."""
 
-# Launches between two looks at whether other buckets would suit the traffic better.
-_LOOK_EVERY: Final = 4096
+# After so many launches of a lane, and again each time that they have doubled, comes a look at
+# whether other buckets would suit the traffic better: it takes up to a tenth of a second.
+_LOOK_AFTER: Final = 4096
+# What other buckets must save to be worth their compilation.
+_WORTHWHILE: Final = 0.02
 # Buckets of the past are kept as well, up to so many times as many as are wanted at once.
 _KEEP: Final = 3
 
@@ -58,6 +61,7 @@ class Model:
         name: For messages.
         blocks: What is staged and what comes out, at the largest.
         compile: Makes the programs.
+        cost: Of buckets; what is chosen among them by.
         table: Opens a table, or returns its rows, of those that the blocks say are to lie on
             the card.
     """
@@ -65,6 +69,7 @@ class Model:
     name: str
     blocks: Blocks
     compile: Compile
+    cost: Cost = attrs.field(factory=Cost)
     table: Callable[[str], StoredTable | NDArray[np.float32]] | None = None
 
 
@@ -76,8 +81,9 @@ class GpuExecutor:
         builder: Compiles its kernels. Belongs to the executor, which closes it.
         n_lanes: Launches at once.
         mode: How lanes are kept apart.
-        buckets: Rows of the buckets to have; the model's largest is always one of them. If None,
-            powers of two at first, and as many that suit the traffic once that is known.
+        buckets: The buckets to have, or their rows, where they are to have as many requests as
+            there may be; the model's largest is always one of them. If None, powers of two at
+            first, and as many that suit the traffic once that is known.
         ahead: Whether all buckets are compiled before this returns, or only the largest.
         mapped: What kernels reach in the host's memory instead of in copies: ``inputs``,
             ``scores``.
@@ -97,7 +103,7 @@ class GpuExecutor:
         n_lanes: int = 1,
         *,
         mode: Isolation = Isolation.STREAMS,
-        buckets: Iterable[int] | None = None,
+        buckets: Iterable[int | Bucket] | None = None,
         ahead: bool = True,
         mapped: Collection[str] = (),
         device: int = 0,
@@ -107,6 +113,7 @@ class GpuExecutor:
         self._builder = builder
         self._progress = progress
         self._blocks = model.blocks
+        self._largest = bucket_of(model.blocks.max_rows, model.blocks.max_requests)
         self._wanted: tuple[Bucket, ...] = ()
         self._adapts = buckets is None
         self._ready: tuple[Bucket, ...] = ()
@@ -123,7 +130,8 @@ class GpuExecutor:
             self._wanted = self._chosen(buckets)
             card = Device.open(device)
             self._target = self._open_lanes(card, n_lanes, mode, mapped)
-            largest, *others = reversed(self._wanted)
+            *others, largest = self._wanted
+            others.reverse()
             self._add([largest, *others] if ahead else [largest])
         except BaseException as error:
             if isinstance(error, DeviceLost):
@@ -188,8 +196,11 @@ class GpuExecutor:
         self.start(lane, n_requests, n_rows)
         return self.finish(lane)
 
-    def start(self, lane: int, n_requests: int, n_rows: int) -> None:
+    def start(self, lane: int, n_requests: int, n_rows: int) -> Bucket:
         """Queue what was staged and return at once; ``finish`` gives its scores.
+
+        Returns:
+            The bucket that it runs in.
 
         Raises:
             LaunchFailed: As ``run``; there is nothing to finish.
@@ -207,9 +218,12 @@ class GpuExecutor:
             self._lost = error
             raise
         self._running[lane] = n_rows
-        n_launches = self._traffic.note(lane, n_requests, n_rows, bucket.rows)
-        if self._adapts and n_launches % _LOOK_EVERY == 0:
-            self._tasks.put(self._adapt)
+        n_launches = self._traffic.note(lane, n_requests, n_rows, bucket)
+        if self._adapts and n_launches % _LOOK_AFTER == 0:
+            n_looks = n_launches // _LOOK_AFTER
+            if n_looks & (n_looks - 1) == 0:
+                self._tasks.put(self._adapt)
+        return bucket
 
     def finish(self, lane: int) -> NDArray[np.float32]:
         """Wait for what ``start`` queued on a lane; return as ``run`` does, and raise as it does.
@@ -228,24 +242,24 @@ class GpuExecutor:
             raise
 
     def measure(self) -> list[tuple[int, float]]:
-        """Time a launch in each bucket that is ready: ``(rows, seconds)`` of each.
+        """Time a launch of each number of rows of a bucket: ``(rows, seconds)`` of each.
 
         For whoever predicts launch times. Overwrites the row indices of the first lane; no launch
         may be under way.
         """
         self.staging(0).request_of_row[:] = 0
         times = []
-        for bucket in self._ready:
-            self.run(0, 1, bucket.rows)
+        for n_rows in sorted({bucket.rows for bucket in self._ready}):
+            self.run(0, 1, n_rows)
             start = time.perf_counter()
-            self.run(0, 1, bucket.rows)
-            times.append((bucket.rows, time.perf_counter() - start))
+            self.run(0, 1, n_rows)
+            times.append((n_rows, time.perf_counter() - start))
         self._traffic.forget(0)
         return times
 
     def statistics(self) -> Statistics:
         """Return what was done so far, ``measure`` aside. From any thread."""
-        return self._traffic.statistics(tuple(bucket.rows for bucket in self._ready))
+        return self._traffic.statistics(self._ready)
 
     def close(self) -> None:
         """Wait for whatever compiles or runs, and free everything. Can be called twice.
@@ -270,14 +284,24 @@ class GpuExecutor:
 
     # Buckets
 
-    def _chosen(self, rows: Iterable[int] | None) -> tuple[Bucket, ...]:
-        blocks = self._blocks
-        if rows is None:
-            return usual_buckets(blocks.max_rows, blocks.max_requests)
-        sizes = {blocks.max_rows, *rows}
-        if min(sizes) < 1 or max(sizes) > blocks.max_rows:
-            raise ValueError(f"want buckets of 1 to {blocks.max_rows} rows, got {sorted(sizes)}")
-        return tuple(bucket_of(size, blocks.max_requests) for size in sorted(sizes))
+    def _chosen(self, given: Iterable[int | Bucket] | None) -> tuple[Bucket, ...]:
+        """Return the buckets to have at first, the largest last."""
+        largest = self._largest
+        if given is None:
+            return usual_buckets(largest.rows, largest.requests)
+        found = {largest}
+        for each in given:
+            bucket = bucket_of(each, largest.requests) if isinstance(each, int) else each
+            if not (1 <= bucket.rows <= largest.rows and 1 <= bucket.requests <= largest.requests):
+                raise ValueError(
+                    f"want buckets of 1 to {largest.rows} rows and 1 to {largest.requests} "
+                    f"requests, got {bucket.rows} and {bucket.requests}"
+                )
+            found.add(bucket)
+        return self._ordered(found)
+
+    def _ordered(self, buckets: Iterable[Bucket]) -> tuple[Bucket, ...]:
+        return tuple(sorted(buckets, key=self._model.cost.order))
 
     def _add(self, buckets: Sequence[Bucket]) -> None:
         """Compile, load and capture; then let launches choose them. Not on a request's path."""
@@ -295,12 +319,12 @@ class GpuExecutor:
                 if self._closed:
                     return
                 lane.add(program, cubins)
-            self._ready = tuple(sorted({*self._ready, program.bucket}))
+            self._ready = self._ordered({*self._ready, program.bucket})
             self._progress(min(len(self._ready) / len(self._wanted), 1.0))
             log.info(
-                "%s: %d rows ready after %.1f s, %d of %d buckets",
+                "%s: %s ready after %.1f s, %d of %d buckets",
                 name,
-                program.bucket.rows,
+                program.bucket,
                 time.perf_counter() - started,
                 len(self._ready),
                 len(self._wanted),
@@ -308,13 +332,14 @@ class GpuExecutor:
 
     def _adapt(self) -> None:
         """Have the buckets that suit the traffic so far."""
-        blocks = self._blocks
         if len(self._ready) >= _KEEP * len(self._wanted):
             return
-        traffic = self._traffic.by_rows()
-        chosen = choose_buckets(traffic, len(self._wanted), blocks.max_rows, blocks.max_requests)
+        cost = self._model.cost
+        traffic = self._traffic.by_shape(self._largest)
+        chosen = choose_buckets(traffic, len(self._wanted), self._largest, cost)
         missing = [bucket for bucket in reversed(chosen) if bucket not in self._ready]
-        if missing and padding(traffic, chosen) < padding(traffic, self._ready):
+        worthwhile = (1 - _WORTHWHILE) * spent(traffic, self._ready, cost)
+        if missing and spent(traffic, chosen, cost) < worthwhile:
             self._add(missing)
 
     def _work(self) -> None:

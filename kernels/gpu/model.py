@@ -13,12 +13,16 @@ import numpy as np
 from kernels.bundle.load import Bundle
 from kernels.compiler import Options, compile_graph
 from kernels.device_tables import DeviceTables
+from kernels.gpu.buckets import Cost, Work
 from kernels.gpu.device import Isolation
 from kernels.gpu.executor import GpuExecutor, Model
 from kernels.gpu.lanes import Blocks
+from kernels.ir.node import Graph
 from kernels.ir.onnx_import import import_dense
+from kernels.ir.reference import flops
 from kernels.nvrtc import Builder, Cache, default_folder
-from kernels.program import Precision
+from kernels.passes import optimise
+from kernels.program import Bucket, Precision
 
 # A process of the compiler takes 100 MB, and a model has about as many buckets.
 _WORKERS_MOST: Final = 8
@@ -63,8 +67,23 @@ def model_of(
     )
     compile_bucket = functools.partial(compile_graph, graph, options=options, tables=tables)
     return Model(
-        name=manifest.model, blocks=blocks, compile=compile_bucket, table=bundle.open_table
+        name=manifest.model,
+        blocks=blocks,
+        compile=compile_bucket,
+        cost=cost_of(graph, blocks, options),
+        table=bundle.open_table,
     )
+
+
+def cost_of(graph: Graph, blocks: Blocks, options: Options) -> Cost:
+    """Return what a row and a request bring: their bytes, and their products of matrices.
+
+    What depends on the user alone is a request's, where it is computed once a request.
+    """
+    work = flops(optimise(graph, user_once=options.user_once))
+    item = blocks.input_dtype.itemsize
+    row_bytes = blocks.candidate_width * item + 4 * (1 + blocks.n_outputs)
+    return Cost.of_work(Work(row_bytes, work.row), Work(blocks.user_width * item, work.request))
 
 
 def open_gpu(
@@ -77,7 +96,7 @@ def open_gpu(
     precision: str = "fp16",
     input_dtype: str = "float32",
     device_tables: Collection[str] | str = (),
-    buckets: Iterable[int] | None = None,
+    buckets: Iterable[int | Bucket] | None = None,
     ahead: bool = True,
     mapped: Collection[str] = (),
     cache: Path | None = None,

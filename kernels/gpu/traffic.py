@@ -1,11 +1,20 @@
-"""What was launched: how many batches of each size, and how much of it was padding."""
+"""What was launched: how many batches of each shape, and how much of it was padding."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Final, TypeVar
 
 import attrs
+
+from kernels.program import Bucket
+
+K = TypeVar("K", bound=Hashable)
+
+# Shapes are counted in steps of so many rows and requests, a kernel's tile, so that there are no
+# more of them than a few thousand.
+_STEP: Final = 16
 
 
 @attrs.frozen(kw_only=True)
@@ -13,73 +22,102 @@ class Statistics:
     """What an executor did since it was opened.
 
     Attributes:
-        rows: Asked for.
-        rows_run: The same with padding.
+        rows, requests: Asked for.
+        rows_run, requests_run: The same with padding.
         padding: Share of ``rows_run`` that was padding.
-        buckets: Rows of the buckets that are ready.
-        launches_by_bucket: Launches in each bucket, by its rows.
+        padding_requests: Share of ``requests_run`` that was.
+        buckets: Those that are ready, the cheapest first.
+        launches_by_bucket: Launches in each bucket.
     """
 
     launches: int
     requests: int
+    requests_run: int
     rows: int
     rows_run: int
     padding: float
-    buckets: tuple[int, ...]
-    launches_by_bucket: dict[int, int]
+    padding_requests: float
+    buckets: tuple[Bucket, ...]
+    launches_by_bucket: dict[Bucket, int]
+
+
+@attrs.define
+class _Counts:
+    """What one lane launched. Shapes are tuples: attrs classes hash several times slower."""
+
+    by_shape: Counter[tuple[int, int]] = attrs.field(factory=Counter)
+    by_bucket: Counter[Bucket] = attrs.field(factory=Counter)
+    rows: int = 0
+    requests: int = 0
+    launches: int = 0
 
 
 class Traffic:
     """Counts launches. Each lane is noted by one thread at a time; read by any."""
 
     def __init__(self, n_lanes: int) -> None:
-        # Kept a lane, so that no two threads write to one: batches by their rows, and by those of
-        # their bucket; requests; launches.
-        self._by_rows: list[Counter[int]] = [Counter() for _ in range(n_lanes)]
-        self._by_bucket: list[Counter[int]] = [Counter() for _ in range(n_lanes)]
-        self._n_requests = [0] * n_lanes
-        self._n_launches = [0] * n_lanes
+        # Kept a lane, so that no two threads write to one.
+        self._lanes = [_Counts() for _ in range(n_lanes)]
 
-    def note(self, lane: int, n_requests: int, n_rows: int, bucket_rows: int) -> int:
+    def note(self, lane: int, n_requests: int, n_rows: int, bucket: Bucket) -> int:
         """Count a launch; return how many there were on its lane."""
-        self._by_rows[lane][n_rows] += 1
-        self._by_bucket[lane][bucket_rows] += 1
-        self._n_requests[lane] += n_requests
-        self._n_launches[lane] += 1
-        return self._n_launches[lane]
+        counts = self._lanes[lane]
+        counts.by_shape[(n_rows - 1) // _STEP, (n_requests - 1) // _STEP] += 1
+        counts.by_bucket[bucket] += 1
+        counts.rows += n_rows
+        counts.requests += n_requests
+        counts.launches += 1
+        return counts.launches
 
     def forget(self, lane: int) -> None:
         """Forget a lane's launches."""
-        self._by_rows[lane].clear()
-        self._by_bucket[lane].clear()
-        self._n_requests[lane] = self._n_launches[lane] = 0
+        self._lanes[lane] = _Counts()
 
-    def by_rows(self) -> Counter[int]:
-        """Return how many batches had so many rows."""
-        return _sum(self._by_rows)
+    def by_shape(self, largest: Bucket) -> dict[Bucket, int]:
+        """Return how many batches had so many rows and requests, up to a tile more.
 
-    def statistics(self, buckets: tuple[int, ...]) -> Statistics:
+        Args:
+            largest: Holds every batch.
+        """
+        found: Counter[Bucket] = Counter()
+        for (rows, requests), count in _sum(each.by_shape for each in self._lanes).items():
+            shape = Bucket(
+                min((rows + 1) * _STEP, largest.rows),
+                min((requests + 1) * _STEP, largest.requests),
+            )
+            found[shape] += count
+        return dict(found)
+
+    def statistics(self, buckets: Sequence[Bucket]) -> Statistics:
         """Return the sums.
 
         Args:
-            buckets: Rows of those that are ready.
+            buckets: Those that are ready.
         """
-        by_bucket = _sum(self._by_bucket)
-        rows = sum(n_rows * count for n_rows, count in self.by_rows().items())
-        rows_run = sum(size * count for size, count in by_bucket.items())
+        by_bucket = _sum(each.by_bucket for each in self._lanes)
+        rows = sum(each.rows for each in self._lanes)
+        requests = sum(each.requests for each in self._lanes)
+        rows_run = sum(bucket.rows * count for bucket, count in by_bucket.items())
+        requests_run = sum(bucket.requests * count for bucket, count in by_bucket.items())
         return Statistics(
             launches=sum(by_bucket.values()),
-            requests=sum(self._n_requests),
+            requests=requests,
+            requests_run=requests_run,
             rows=rows,
             rows_run=rows_run,
-            padding=1.0 - rows / rows_run if rows_run else 0.0,
-            buckets=buckets,
+            padding=_share(rows, rows_run),
+            padding_requests=_share(requests, requests_run),
+            buckets=tuple(buckets),
             launches_by_bucket=dict(sorted(by_bucket.items())),
         )
 
 
-def _sum(counters: Iterable[Counter[int]]) -> Counter[int]:
-    total: Counter[int] = Counter()
+def _share(used: int, run: int) -> float:
+    return 1.0 - used / run if run else 0.0
+
+
+def _sum(counters: Iterable[Mapping[K, int]]) -> Counter[K]:
+    total: Counter[K] = Counter()
     for counter in counters:
         # Copied first, in one step of the interpreter: its lane's thread may add to it.
         total.update(dict(counter))

@@ -65,7 +65,10 @@ def _padding(plan: Plan) -> str:
     for stage in plan.stages:
         facts = stage.facts
         by_lead[facts.lead] = f"tiles of {facts.lead}: {_share(facts.rows_run, facts.rows)}"
-    return "; ".join([f"{batch} to 0 %", *by_lead.values()])
+    found = [f"{batch} to 0 %"]
+    if plan.program.user_width:
+        found.append(f"of 1 to {bucket.requests} requests: {_share(bucket.requests, 1)} to 0 %")
+    return "; ".join([*found, *by_lead.values()])
 
 
 def _next_smaller(bucket: Bucket) -> int:

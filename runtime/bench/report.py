@@ -145,14 +145,15 @@ def launches(
     """Return what executors made of the requests, all of them together.
 
     ``launches_per_request`` counts windows; ``padding`` is the share of the rows that were run on a
-    card and that nobody asked for, and is left out where executors do not tell.
+    card and that nobody asked for, ``padding_requests`` that of the requests. They are left out
+    where executors do not tell.
 
     Args:
         before: Statistics when the run began: counters count from there.
         after: Statistics since then.
     """
-    n_launches = n_requests = n_rows = n_padding = 0.0
-    pads = False
+    n_launches = n_requests = n_rows = 0.0
+    padding: dict[str, float] = {}
     for actor, snapshot in after.items():
         requests, rows = snapshot.get("window_requests"), snapshot.get("window_rows")
         if not requests or not rows or not requests["n"]:
@@ -160,17 +161,22 @@ def launches(
         n_launches += requests["n"]
         n_requests += requests["n"] * requests["mean"]
         n_rows += rows["n"] * rows["mean"]
-        if "padding_rows" in snapshot:
-            pads = True
-            n_padding += snapshot["padding_rows"] - before.get(actor, {}).get("padding_rows", 0)
+        for name in ("padding_rows", "padding_requests"):
+            if name in snapshot:
+                n_padding = snapshot[name] - before.get(actor, {}).get(name, 0)
+                padding[name] = padding.get(name, 0.0) + n_padding
     if not n_requests:
         return {}
     found = {
         "launches_per_request": round(n_launches / n_requests, 4),
         "rows_per_launch": round(n_rows / n_launches, 1),
     }
-    if pads:
-        found["padding"] = round(n_padding / (n_rows + n_padding), 4)
+    for key, name, n in (
+        ("padding", "padding_rows", n_rows),
+        ("padding_requests", "padding_requests", n_requests),
+    ):
+        if name in padding:
+            found[key] = round(padding[name] / (n + padding[name]), 4)
     return found
 
 

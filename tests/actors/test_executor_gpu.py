@@ -262,7 +262,9 @@ def test_auto_runs_on_the_host_and_says_why(
     ("options", "message"),
     [
         ({"mode": "threads"}, "table gpu: 'mode' must be in"),
-        ({"buckets": [0]}, "table gpu: buckets: want a list of rows, each at least 1, got .0."),
+        ({"buckets": [0]}, "table gpu: buckets: want a list of rows or of .*, each at least 1"),
+        ({"buckets": [{"rows": 64}]}, "table gpu: buckets: want a list of rows or of { rows, req"),
+        ({"buckets": [{"rows": 64, "requests": 0}]}, "each at least 1, got .{'rows': 64, 'requ"),
         ({"buckets": 64}, "table gpu: buckets: want a list of rows"),
         ({"precision": "fp8"}, "table gpu: 'precision' must be in"),
         ({"mapped": ["weights"]}, "table gpu: 'mapped' must be in"),

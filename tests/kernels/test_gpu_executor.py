@@ -8,6 +8,7 @@ import pytest
 
 from kernels.errors import CudaError, DeviceLost, LaunchFailed
 from kernels.gpu import executor as module
+from kernels.gpu.buckets import Cost
 from kernels.gpu.device import Isolation
 from kernels.gpu.executor import GpuExecutor, Model
 from kernels.program import Bucket, Launch, Pointer, Program, Role, Target
@@ -114,8 +115,29 @@ def test_buckets_are_given_and_times_key_on_them(fake_cuda: FakeCuda) -> None:
     assert [executor.bucket(n) for n in (1, 48, 49, 150, 151, 300)] == [48, 48, 150, 150, 300, 300]
     assert [n_rows for n_rows, _ in executor.measure()] == [48, 150, 300]
     assert executor.statistics().launches == 0
-    with pytest.raises(ValueError, match="want buckets of 1 to 300 rows"):
-        GpuExecutor(score_model(), fake_cuda.builder, buckets=[301])
+    for beyond in (301, Bucket(300, 21), Bucket(0, 1)):
+        with pytest.raises(ValueError, match="want buckets of 1 to 300 rows and 1 to 20 requests"):
+            GpuExecutor(score_model(), fake_cuda.builder, buckets=[beyond])
+    executor.close()
+
+
+def test_a_batch_runs_in_the_cheapest_bucket_for_its_rows_and_requests(
+    fake_cuda: FakeCuda,
+) -> None:
+    model = attrs.evolve(score_model(), cost=Cost(1.0, 10.0))
+    given: list[int | Bucket] = [Bucket(200, 2), Bucket(64, 20), 150]
+    executor = GpuExecutor(model, fake_cuda.builder, buckets=given)
+    for n_requests, n_rows, want in (
+        (1, 10, Bucket(200, 2)),  # 220 of cost, and 64 rows of 20 requests take 264
+        (3, 10, Bucket(64, 20)),
+        (3, 65, Bucket(150, 20)),
+        (2, 200, Bucket(200, 2)),
+        (3, 200, Bucket(300, 20)),
+    ):
+        expected = stage(executor, 0, n_requests, n_rows)
+        assert executor.start(0, n_requests, n_rows) == want
+        np.testing.assert_allclose(executor.finish(0)[:, 0], expected, rtol=1e-6)
+    assert [n_rows for n_rows, _ in executor.measure()] == [64, 150, 200, 300]
     executor.close()
 
 
@@ -127,8 +149,9 @@ def test_statistics_count_padding(fake_cuda: FakeCuda) -> None:
     assert (statistics.launches, statistics.requests) == (3, 6)
     assert (statistics.rows, statistics.rows_run) == (200, 250)
     assert statistics.padding == pytest.approx(0.2)
-    assert statistics.launches_by_bucket == {50: 1, 100: 2}
-    assert statistics.buckets == (50, 100, 300)
+    assert (statistics.requests_run, statistics.padding_requests) == (60, 0.9)
+    assert statistics.launches_by_bucket == {Bucket(50, 20): 1, Bucket(100, 20): 2}
+    assert statistics.buckets == (Bucket(50, 20), Bucket(100, 20), Bucket(300, 20))
     executor.close()
 
 
@@ -146,7 +169,7 @@ def test_a_missing_bucket_runs_in_a_larger_one_until_it_is_compiled(fake_cuda: F
     assert executor.bucket(10) == 64
     stage(executor, 0, 2, 10)
     np.testing.assert_allclose(executor.run(0, 2, 10)[:, 0], expected, rtol=1e-6)
-    assert executor.statistics().launches_by_bucket == {64: 1, 300: 1}
+    assert executor.statistics().launches_by_bucket == {Bucket(64, 20): 1, Bucket(300, 20): 1}
     executor.close()
 
 
@@ -175,7 +198,7 @@ def test_closing_gives_up_what_is_being_compiled(
 
 
 def test_buckets_adapt_to_the_traffic(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LOOK_EVERY", 10)
+    monkeypatch.setattr(module, "_LOOK_AFTER", 10)
     executor = GpuExecutor(score_model(), fake_cuda.builder)
     assert executor.bucket(70) == 128
     for _ in range(10):
@@ -183,6 +206,15 @@ def test_buckets_adapt_to_the_traffic(fake_cuda: FakeCuda, monkeypatch: pytest.M
     executor.settle()
     assert executor.bucket(70) == 80
     executor.close()
+    model = attrs.evolve(score_model(), cost=Cost(1.0, 1.0))
+    users = GpuExecutor(model, fake_cuda.builder)
+    for _ in range(10):
+        assert users.start(0, 1, 70) == Bucket(128, 20)
+        users.finish(0)
+    users.settle()
+    assert users.start(0, 1, 70) == Bucket(80, 16)
+    users.finish(0)
+    users.close()
     fixed = GpuExecutor(score_model(), fake_cuda.builder, buckets=[128])
     for _ in range(10):
         fixed.run(0, 1, 70)

@@ -149,6 +149,7 @@ def test_launches_of_all_executors_are_counted_together() -> None:
             "window_requests": {"n": n, "mean": requests, "p99": requests},
             "window_rows": {"n": n, "mean": rows, "p99": rows},
             "padding_rows": padding,
+            "padding_requests": 6 * n,
         }
 
     before = {"executor-0": {"padding_rows": 100}}
@@ -161,6 +162,7 @@ def test_launches_of_all_executors_are_counted_together() -> None:
         "launches_per_request": 0.4,
         "rows_per_launch": 125.0,
         "padding": round(1000 / 6000, 4),
+        "padding_requests": round(240 / 340, 4),
     }
     assert report.launches({}, {"gateway": {"served": 3}}) == {}
 

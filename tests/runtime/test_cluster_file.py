@@ -30,7 +30,7 @@ mps = 50
 [nodes.executor-0.actors.executor-0]
 class = "actors.executor.Executor"
 gpu.mode = "green"
-gpu.buckets = [64, 512]
+gpu.buckets = [64, { rows = 512, requests = 16 }]
 """
 
 
@@ -52,7 +52,9 @@ def test_a_cluster_file_becomes_a_topology(tmp_path: Path) -> None:
     assert topology.node_of("shard-0").name == "shard-0"
     executor = topology.node("executor-0")
     assert executor.mps == 50
-    assert executor.actors[0].options == {"gpu": {"mode": "green", "buckets": [64, 512]}}
+    assert executor.actors[0].options == {
+        "gpu": {"mode": "green", "buckets": [64, {"rows": 512, "requests": 16}]}
+    }
     assert topology.node("gateway").mps is None
     assert topology.address("gateway") == "tcp://10.0.0.1:7500"
     assert topology.address("shard-0") == f"ipc://{topology.run_folder}/shard-0.ipc"

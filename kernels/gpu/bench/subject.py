@@ -15,6 +15,7 @@ from kernels.compiler import Options, compile_graph
 from kernels.errors import KernelsError
 from kernels.gpu.executor import Compile, Model
 from kernels.gpu.lanes import Blocks
+from kernels.gpu.model import cost_of
 from kernels.ir.node import Graph
 from kernels.ir.onnx_import import import_dense
 
@@ -49,7 +50,8 @@ class Subject:
             n_outputs=self.graph.output.width,
             input_dtype=np.dtype(self.options.input_dtype),
         )
-        return Model(name=self.name, blocks=blocks, compile=self.compile)
+        cost = cost_of(self.graph, blocks, self.options)
+        return Model(name=self.name, blocks=blocks, compile=self.compile, cost=cost)
 
 
 def subject_of(graph: Graph, options: Options | None = None) -> Subject:
