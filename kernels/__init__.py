@@ -5,7 +5,8 @@ Reading order: ``bundle/manifest.py`` (what a bundle is), ``features/`` (raw fea
 memory), ``placement/`` (where tables lie), ``shards.py`` and ``lookup.py`` (ids to pooled rows),
 ``executor.py``, ``host.py`` and ``host_graph.py`` (rows to scores on a processor). On a card:
 ``ir/`` (the compiler's graph and its oracle), ``passes/`` (graphs that mean the same and do less),
-``program.py`` (what the compiler makes), ``compiler.py`` and ``plan/`` (phases, tiles, steps),
-``wide/`` and ``sequences/`` (kernels of their own), ``cuda/`` (the device code), ``nvrtc/`` (text
-to cubins, the cache), ``gpu/`` (lanes, buckets, the executor), ``show/`` and ``bench/``.
+``lengths/`` (which sequences may be shorter in a bucket), ``program.py`` (what the compiler
+makes), ``compiler.py`` and ``plan/`` (phases, tiles, steps), ``wide/`` and ``sequences/`` (kernels
+of their own), ``cuda/`` (the device code), ``nvrtc/`` (text to cubins, the cache), ``gpu/`` (lanes,
+buckets, the executor), ``show/`` and ``bench/``.
 """

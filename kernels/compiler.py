@@ -12,6 +12,7 @@ from kernels.device_tables import DeviceTables, GatheredSide
 from kernels.errors import GraphError
 from kernels.ir.node import Graph, Lead, Node, Op
 from kernels.ir.reference import flops
+from kernels.lengths.bind import bind, has_steps
 from kernels.passes import expand, optimise
 from kernels.passes.expand import expand_norms
 from kernels.plan.facts import launch_facts
@@ -43,6 +44,8 @@ _MIDDLE_ROWS: Final = 512
 # Bytes of weights below which a cluster has nothing to split.
 _SPLIT_BYTES: Final = 65_536
 _ALIGNMENT: Final = 256
+# Steps of a bucket that has all of them.
+_ALL_STEPS: Final = 1 << 30
 # For graphs with so many values a row that a tile of 16 does not fit; without tensor cores.
 _SMALL_TILES: Final = tuple(TileShape(rows, 1) for rows in (8, 4, 2, 1))
 _TILE_INCLUDES: Final = '#include "math.cuh"\n#include "tile.cuh"\n'
@@ -77,8 +80,8 @@ def compile_graph(
     """Compile a dense graph for one bucket.
 
     Args:
-        graph: Of the model, as imported.
-        bucket: How many rows and requests.
+        graph: Of the model, as imported, or with ``Steps`` as ``kernels.lengths`` finds them.
+        bucket: How many rows and requests, and steps of sequences that may be shorter.
         target: The card.
         options: Choices.
         tables: Those on the card, in the options' precision, of which kernels gather their columns
@@ -88,6 +91,8 @@ def compile_graph(
         GraphError: An op cannot run on the card, or the graph does not fit it; names model, node
             and op.
     """
+    if has_steps(graph):
+        graph = bind(graph, bucket.length or _ALL_STEPS)
     try:
         return _Compiler(graph, bucket, target, options or Options(), tables).program()
     except GraphError as error:
@@ -293,7 +298,8 @@ class _Compiler:
             if source.text == text:
                 return index
         bucket = self.bucket
-        name = f"{self.graph.model}-{bucket.rows}x{bucket.requests}-{len(self.sources)}"
+        shape = "x".join(map(str, attrs.astuple(bucket)))
+        name = f"{self.graph.model}-{shape}-{len(self.sources)}"
         self.sources.append(Source(name, text, self.target.arch))
         return len(self.sources) - 1
 

@@ -50,13 +50,22 @@ TARGETS = {target.arch: target for target in (A100, H100, B200)}
 
 @attrs.frozen(order=True)
 class Bucket:
-    """A padded shape that a program is made for: at most so many rows and requests."""
+    """A padded shape that a program is made for, or the shape of a batch.
+
+    Attributes:
+        rows: Candidates, at most.
+        requests: Requests (users), at most.
+        length: Steps of each sequence that may be shorter than it is (``kernels.lengths``), at
+            most; 0 for all.
+    """
 
     rows: int
     requests: int = 1
+    length: int = 0
 
     def __str__(self) -> str:
-        return f"{self.rows} rows of {self.requests} requests"
+        steps = f", {self.length} steps" if self.length else ""
+        return f"{self.rows} rows of {self.requests} requests{steps}"
 
 
 class Role(enum.StrEnum):

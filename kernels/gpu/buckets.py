@@ -1,8 +1,8 @@
 """Which padded shapes to have, and which of them a batch runs in. Pure.
 
-A batch of so many rows and requests (users) runs in the cheapest bucket that holds it, and pays for
-all of the bucket: its padding is the difference. More buckets mean less padding, and more to
-compile and to keep.
+A batch of so many rows, requests (users) and steps of its longest sequence runs in the cheapest
+bucket that holds it, and pays for all of the bucket: its padding is the difference. More buckets
+mean less padding, and more to compile and to keep.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from kernels.program import Bucket
 
 # A kernel's tile has 16 rows at least (one mma), of candidates as of requests: buckets closer
-# together would do the same work.
-_TILES: Final = (16, 16)
+# together would do the same work. Steps are copied one by one, and computed by 8 or 16.
+_TILES: Final = (16, 16, 8)
 # Sizes of each dimension that buckets are chosen among, so that choosing takes a fraction of a
-# second: 32 x 8 shapes take 0.02 s.
-_SIZES_MOST: Final = (32, 8)
+# second: 32 x 6 x 6 shapes take 0.07 s.
+_SIZES_MOST: Final = (32, 6, 6)
 # Below this many rows, time hardly falls (GPU_FINDINGS: 16 rows of DeepFM take as long as 64).
 _SMALLEST: Final = 64
 # Of exchanging one bucket for another; two or three leave nothing to gain.
@@ -54,14 +54,17 @@ class Work:
 
 @attrs.frozen
 class Cost:
-    """What a bucket takes, in seconds or any other unit: linear in its rows and its requests.
+    """What a bucket takes, in seconds or any other unit.
 
     Attributes:
         row, request: For each.
+        row_step, request_step: For each of these and each step of the bucket's length.
     """
 
     row: float = 1.0
     request: float = 0.0
+    row_step: float = 0.0
+    request_step: float = 0.0
 
     @classmethod
     def of_work(cls, row: Work, request: Work) -> Self:
@@ -70,11 +73,15 @@ class Cost:
 
     def of(self, bucket: Bucket) -> float:
         """Return what a bucket takes."""
-        return bucket.rows * self.row + bucket.requests * self.request
+        row = self.row + self.row_step * bucket.length
+        request = self.request + self.request_step * bucket.length
+        return bucket.rows * row + bucket.requests * request
 
     def of_all(self, shapes: _Shapes) -> _Floats:
-        """Return what shapes ``[n, 2]`` take, ``[n]``."""
-        return np.asarray(shapes @ np.array([self.row, self.request]))
+        """Return what shapes ``[n, 3]`` take, ``[n]``."""
+        rows, requests, lengths = shapes.T.astype(np.float64)
+        row = self.row + self.row_step * lengths
+        return np.asarray(rows * row + requests * (self.request + self.request_step * lengths))
 
     def order(self, bucket: Bucket) -> tuple[float, Bucket]:
         """Return what sorts buckets by what they take."""
@@ -96,17 +103,18 @@ def bucket_of(rows: int, max_requests: int) -> Bucket:
     return Bucket(rows, min(rows, max_requests))
 
 
-def fit(buckets: Sequence[Bucket], n_rows: int, n_requests: int) -> Bucket | None:
+def fit(buckets: Sequence[Bucket], n_rows: int, n_requests: int, length: int = 0) -> Bucket | None:
     """Return the cheapest bucket that holds a batch, or None.
 
     Args:
         buckets: From the cheapest to the dearest: see ``Cost.order``.
         n_rows: Rows of the batch.
         n_requests: Its requests.
+        length: Steps of its longest sequence; 0 where buckets have no length.
     """
     # There are a dozen or two: 0.2 us. Comparing buckets costs more than their fields.
     for bucket in buckets:
-        if bucket.rows >= n_rows and bucket.requests >= n_requests:
+        if bucket.rows >= n_rows and bucket.requests >= n_requests and bucket.length >= length:
             return bucket
     return None
 
@@ -123,7 +131,7 @@ def choose_buckets(
     that does not hold the other.
 
     Args:
-        traffic: How many batches had so many rows and requests; ``largest`` holds each.
+        traffic: How many batches had so many rows, requests and steps; ``largest`` holds each.
         n_most: Buckets at most; one of them is ``largest``.
         largest: The largest there may be, in each dimension.
         cost: What is to be least.
@@ -134,7 +142,7 @@ def choose_buckets(
     if n_most < 1:
         raise ValueError(f"want at least 1 bucket, got {n_most}")
     for shape in traffic:
-        if not (0 < shape.rows <= largest.rows and 0 < shape.requests <= largest.requests):
+        if fit([largest], *attrs.astuple(shape)) is None or min(shape.rows, shape.requests) < 1:
             raise ValueError(f"{shape} is none of {largest}")
     grid = _Grid.of(traffic, largest, cost)
     chosen = _exchanged(grid, _nested(grid, n_most), n_most)
@@ -147,7 +155,7 @@ def spent(traffic: Mapping[Bucket, int], buckets: Sequence[Bucket], cost: Cost) 
     ordered = sorted(buckets, key=cost.order)
     total = 0.0
     for shape, count in traffic.items():
-        bucket = fit(ordered, shape.rows, shape.requests)
+        bucket = fit(ordered, *attrs.astuple(shape))
         assert bucket is not None, f"{shape} fits no bucket"
         total += count * cost.of(bucket)
     return total
@@ -155,11 +163,11 @@ def spent(traffic: Mapping[Bucket, int], buckets: Sequence[Bucket], cost: Cost) 
 
 @attrs.frozen(eq=False)
 class _Grid:
-    """The shapes that a bucket may have: each of the sizes of one dimension with each of another.
+    """The shapes that a bucket may have: all sizes of one dimension with all of the others.
 
     Attributes:
         dims: How many sizes each dimension has.
-        shapes: int64 ``[n, 2]``, in C order; the last is the largest.
+        shapes: int64 ``[n, 3]``, in C order; the last is the largest.
         counts: Batches of each shape, float64 ``[n]``: those that it holds and no smaller one.
         costs: Of each shape, float64 ``[n]``.
     """

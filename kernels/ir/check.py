@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from kernels.errors import GraphError
-from kernels.ir.node import Constant, DType, Graph, Lead, Node, Op
+from kernels.ir.node import Constant, DType, Graph, Lead, Node, Op, Steps
 from kernels.ir.rules import RULES
 from kernels.ir.shapes import text
 
@@ -64,7 +64,7 @@ def _check_node(node: Node) -> None:
     for axis, dim in enumerate(node.shape):
         if isinstance(dim, Lead) and axis:
             raise _refuse(node, f"{text(node.shape)} has a lead behind axis 0")
-        if not isinstance(dim, Lead) and (type(dim) is not int or dim < 0):
+        if not isinstance(dim, Lead) and (type(dim) not in (int, Steps) or dim < 0):
             raise _refuse(node, f"dimension {dim!r} of {text(node.shape)}")
     shape, dtype = RULES[node.op].infer(
         node.sources, node.arg, shape=node.shape, dtype=node.dtype, name=node.name

@@ -2,7 +2,8 @@
 
 A value has a *lead*: ``ROWS`` (one element a candidate), ``REQUESTS`` (one a request) or none (a
 constant). The lead is axis 0 of its shape and stands nowhere else, so that a schedule may cut every
-value of a graph into tiles of rows. All other dimensions are integers.
+value of a graph into tiles of rows. All other dimensions are integers; of these, ``Steps`` count
+the steps of sequences, of which a bucket may have fewer (``kernels.lengths``).
 
 What an op means (shapes, numpy, CUDA) is one row of the table in ``rules.py``.
 """
@@ -25,7 +26,37 @@ class Lead(enum.StrEnum):
     REQUESTS = "requests"
 
 
-Dim: TypeAlias = int | Lead
+class Steps(int):
+    """A dimension of steps of sequences: ``most`` of them, or as many as a bucket's length.
+
+    The size of the whole to whoever takes it as a number.
+
+    Attributes:
+        most: How many steps there are.
+        each: Elements of a step, where they lie in the same dimension, step by step.
+    """
+
+    most: int
+    each: int
+
+    def __new__(cls, most: int, each: int = 1) -> Steps:
+        """Make the dimension, of ``most * each`` elements."""
+        made = super().__new__(cls, most * each)
+        made.most, made.each = most, each
+        return made
+
+    def at(self, length: int) -> int:
+        """Return its size in a bucket of a length."""
+        return min(self.most, length) * self.each
+
+    def __str__(self) -> str:
+        steps = f"steps<={self.most}"
+        return steps if self.each == 1 else f"{steps}x{self.each}"
+
+    __repr__ = __str__
+
+
+Dim: TypeAlias = int | Lead  # Steps among the integers
 Shape: TypeAlias = tuple[Dim, ...]
 
 

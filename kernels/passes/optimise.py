@@ -72,6 +72,11 @@ def optimise(graph: Graph, trace: Trace | None = None, *, user_once: bool = True
     return once if flops(once).row < flops(graph).row else graph
 
 
+def simplify(graph: Graph) -> Graph:
+    """Return a graph in the normal form that all further passes, and ``kernels.lengths``, read."""
+    return _settled(graph, _SIMPLIFY, None)
+
+
 def _settled(graph: Graph, stage: tuple[tuple[str, Pass], ...], trace: Trace | None) -> Graph:
     """Run passes in turn until a round of them changes nothing."""
     for _ in range(_ROUNDS):

@@ -19,6 +19,8 @@ from kernels.gpu.buckets import bucket_of
 from kernels.ir.node import Graph
 from kernels.ir.onnx_import import import_dense
 from kernels.ir.reference import flops
+from kernels.lengths.bind import bind
+from kernels.lengths.find import find_sequences
 from kernels.nvrtc import Cache, Cubin, default_folder, unit_of
 from kernels.passes import optimise
 from kernels.program import TARGETS, Bucket, Precision, Source
@@ -55,6 +57,13 @@ def _parser() -> argparse.ArgumentParser:
         type=_rows,
         metavar="N",
         help=f"of the bucket (default: as many as rows, {_MOST_REQUESTS} at most)",
+    )
+    parser.add_argument(
+        "--length",
+        type=_rows,
+        default=0,
+        metavar="STEPS",
+        help="of sequences that may be shorter (default: all steps)",
     )
     parser.add_argument("--arch", choices=sorted(TARGETS), default="sm_90a")
     parser.add_argument("--n-sms", type=_rows, metavar="N", help="default: the whole card's")
@@ -98,12 +107,19 @@ def _rate(text: str) -> float:
 
 def _show(options: argparse.Namespace) -> None:
     bundle = load_bundle(options.bundle)
-    graph = _imported(bundle.dense_model(), bundle.manifest.model)
+    found = find_sequences(_imported(bundle.dense_model(), bundle.manifest.model))
+    graph, length = found.graph, options.length
+    if length and found.shortened is None:
+        raise GraphError(f"{graph.model}: has no sequences that may be shorter")
     target = TARGETS[options.arch]
     if options.n_sms is not None:
         target = attrs.evolve(target, n_sms=options.n_sms)
     rows, requests = options.bucket, options.requests
-    bucket = bucket_of(rows, _MOST_REQUESTS) if requests is None else Bucket(rows, requests)
+    if found.shortened is not None:
+        length = min(length or found.shortened.most, found.shortened.most)
+        graph = bind(graph, length)
+    requests = bucket_of(rows, _MOST_REQUESTS).requests if requests is None else requests
+    bucket = Bucket(rows, requests, length)
     chosen = Options(
         precision=Precision(options.precision),
         input_dtype=options.input_dtype,
@@ -125,6 +141,7 @@ def _show(options: argparse.Namespace) -> None:
         Bound(options.tb_per_s * 1e12, options.tflops * 1e12),
         None if options.no_compile else compiled,
         _flops_each_row(graph) * bucket.rows,
+        found,
     )
     sys.stdout.write(describe(plan))
     folder = options.bundle.resolve()

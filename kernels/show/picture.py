@@ -74,7 +74,7 @@ def draw(plan: Plan) -> str:
     least = plan.bound.seconds(program.bytes_moved, program.flops) * 1e6
     n_launches = len(plan.stages)
     title = (
-        f"{plan.model}: {program.bucket.rows} rows in {n_launches} "
+        f"{plan.model}: {program.bucket} in {n_launches} "
         f"launch{'es' if n_launches > 1 else ''}, {plan.target.arch}, {program.precision}, "
         f"at best {least:.2f} us"
     )

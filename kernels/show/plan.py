@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import attrs
 
+from kernels.lengths.find import Found
 from kernels.nvrtc import Cubin, Resources
 from kernels.program import Launch, LaunchFacts, Program, Source, Target
 
@@ -65,6 +66,7 @@ class Plan:
 
     Attributes:
         flops_each_row: Of a batch, if what depends on the user alone were done for each row.
+        sequences: Those of the graph, and which of them may be shorter.
         source_bytes: CUDA text of all modules.
     """
 
@@ -74,6 +76,7 @@ class Plan:
     bound: Bound
     stages: tuple[Stage, ...]
     flops_each_row: int
+    sequences: Found
 
     @property
     def source_bytes(self) -> int:
@@ -88,6 +91,7 @@ def plan_of(
     bound: Bound,
     compile_source: Callable[[Source], Cubin] | None,
     flops_each_row: int,
+    sequences: Found,
 ) -> Plan:
     """Put a plan together.
 
@@ -98,6 +102,7 @@ def plan_of(
         bound: What to compare with.
         compile_source: Makes cubins, which tell registers and spills; None for neither.
         flops_each_row: See ``Plan``.
+        sequences: See ``Plan``.
 
     Raises:
         KernelsError: A source does not compile.
@@ -115,4 +120,4 @@ def plan_of(
                 problems=() if cubin is None else cubin.problems,
             )
         )
-    return Plan(model, program, target, bound, tuple(stages), flops_each_row)
+    return Plan(model, program, target, bound, tuple(stages), flops_each_row, sequences)

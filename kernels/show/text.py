@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kernels.gpu.buckets import usual_buckets
+from kernels.lengths.columns import Stretch
+from kernels.lengths.find import Found
 from kernels.program import Bucket, Crossing
 from kernels.show.plan import Plan, Stage
 
@@ -19,7 +21,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     bucket = program.bucket
     yield f"model     {plan.model}"
     yield (
-        f"bucket    {bucket.rows} rows of {bucket.requests} requests; "
+        f"bucket    {bucket}; "
         f"user [{program.user_width}], candidate [{program.candidate_width}] staged as "
         f"{program.input_dtype}; scores [{program.n_outputs}]"
     )
@@ -39,11 +41,34 @@ def _lines(plan: Plan) -> Iterator[str]:
             f"each row: {program.flops / max(plan.flops_each_row, 1):.2f}"
         )
     yield f"padding   {_padding(plan)}"
+    yield from sequence_lines(plan.sequences)
     for index, stage in enumerate(plan.stages):
         yield ""
         yield from _stage(plan, stage, index)
     for problem in dict.fromkeys(each for stage in plan.stages for each in stage.problems):
         yield f"problem   {problem}"
+
+
+def sequence_lines(found: Found) -> Iterator[str]:
+    """Say of each sequence whether it may be shorter, and by which masks or why not."""
+    shortened = found.shortened
+    if shortened is not None:
+        marks = {mark.stretch: mark for mark in shortened.marks}
+        for stretch in shortened.stretches:
+            mark = marks.get(stretch)
+            if mark is None:
+                yield f"sequence  {_stretch(stretch)}, as short as a bucket's length"
+            else:
+                yield f"mask      {_stretch(stretch)}: {mark.dead:g} past the last step"
+        for most in sorted(shortened.needs_step):
+            yield f"note      without any step that counts, all {most} are needed: a softmax"
+    for stretch, why in sorted(found.whole.items()):
+        yield f"whole     {_stretch(stretch)}: {why}"
+
+
+def _stretch(stretch: Stretch) -> str:
+    columns = f"{stretch.input}[{stretch.start}:{stretch.stop}]"
+    return f"{columns}, {stretch.most} steps of {stretch.each}"
 
 
 def _bound(plan: Plan, n_bytes: int, n_flops: int) -> str:

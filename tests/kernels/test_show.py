@@ -32,8 +32,62 @@ def small(tmp_path: Path) -> Path:
     return build(model).bundle.path
 
 
+@pytest.fixture
+def history(tmp_path: Path) -> Path:
+    """A bundle that attends to six items, those that are not 0, and lays three out side by side."""
+    random = np.random.default_rng(1)
+    constants = {
+        "t": table(20, 8),
+        "zero": np.zeros(1, np.int64),
+        "low": np.array(-1e9, np.float32),
+        "v": random.normal(size=(8, 1)).astype(np.float32),
+        "flat": np.array([-1, 6], np.int64),
+        "one": np.array([-1, 1, 6], np.int64),
+        "row": np.array([-1, 8], np.int64),
+        "wide": np.array([-1, 24], np.int64),
+        "w": random.normal(size=(32, 1)).astype(np.float32),
+    }
+    body = """k = Equal(x, zero)
+        e = Gather(t, x)
+        a = MatMul(e, v)
+        b = Reshape(a, flat)
+        c = Where(k, low, b)
+        d = Softmax <axis = 1> (c)
+        f = Reshape(d, one)
+        g = MatMul(f, e)
+        h = Reshape(g, row)
+        i = Gather(t, n)
+        j = Tanh(i)
+        l = Reshape(j, wide)
+        o = Concat <axis = 1> (h, l)
+        y = MatMul(o, w)"""
+    signature = "(int64[B, 6] x, int64[B, 3] n) => (float[B, 1] y)"
+    model = write_model(tmp_path / "history.onnx", signature, body, constants)
+    return build(model).bundle.path
+
+
 def show(*arguments: object) -> int:
     return main([str(each) for each in arguments])
+
+
+def test_sequences_are_listed_with_what_makes_them_short(
+    history: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert show(history, "--no-compile", "--length", 2) == 0
+    printed = capsys.readouterr().out
+    assert "512 rows of 256 requests, 2 steps; user [0], candidate [42]" in printed
+    assert re.search(r"sequence  candidate\[\d+:\d+\], 6 steps of 8", printed)
+    assert re.search(r"mask      candidate\[\d+:\d+\], 6 steps of 1: 1 past the last", printed)
+    assert "without any step that counts, all 6 are needed: a softmax" in printed
+    assert show(history, "--no-compile") == 0
+    assert "512 rows of 256 requests, 6 steps; user [0], candidate [78]" in capsys.readouterr().out
+
+
+def test_a_length_of_no_sequence_is_refused(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert show(small, "--length", 2) == 2
+    assert "has no sequences that may be shorter" in capsys.readouterr().err
 
 
 def test_the_plan_is_printed_and_drawn(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,7 +103,7 @@ def test_the_plan_is_printed_and_drawn(small: Path, capsys: pytest.CaptureFixtur
     picture = small.with_name(f"{small.name}-plan-300.svg")
     assert printed.endswith(f"picture   {picture}\n")
     texts = [each.text or "" for each in ElementTree.parse(picture).iter(f"{SVG}text")]
-    assert any("300 rows in 1 launch, sm_90a, fp16" in text for text in texts)
+    assert any("300 rows of 256 requests in 1 launch, sm_90a, fp16" in text for text in texts)
     assert any("linear 64 -> 40" in text for text in texts)
 
 
