@@ -51,7 +51,8 @@ class GpuOptions:
         index: Which card.
         mode: How lanes are kept apart: ``streams``, ``contexts``, or ``green`` for multiprocessors
             of their own.
-        precision: ``fp16``, ``bf16`` or ``fp32``: how values are stored between steps.
+        precision: ``fp16``, ``bf16``, ``tf32`` or ``fp32``: how values are stored between steps
+            and multiplied, as ``kernels.program.Precision`` says.
         input_dtype: ``float32``, or ``float16`` for half the bytes to the card, where features
             stay within 65,504.
         buckets: The buckets to compile: rows, or ``{ rows = 512, requests = 16 }``, where a launch

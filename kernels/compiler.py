@@ -49,6 +49,7 @@ _ALL_STEPS: Final = 1 << 30
 # For graphs with so many values a row that a tile of 16 does not fit; without tensor cores.
 _SMALL_TILES: Final = tuple(TileShape(rows, 1) for rows in (8, 4, 2, 1))
 _TILE_INCLUDES: Final = '#include "math.cuh"\n#include "tile.cuh"\n'
+_FLOAT_INCLUDES: Final = '#include "tile_tf32.cuh"\n'
 
 
 @attrs.frozen
@@ -122,7 +123,7 @@ class _Compiler:
             self.matrices[node] = self._input(Role(name), node)
         phases = plan_phases(
             graph,
-            wide=options.wide and self._has_halves(),
+            wide=options.wide and options.precision.has_halves,
             sequences=True,
             inputs_in_halves=options.input_dtype == options.precision.storage,
         )
@@ -151,15 +152,12 @@ class _Compiler:
             facts=tuple(self.facts),
         )
 
-    def _has_halves(self) -> bool:
-        return self.options.precision is not Precision.FP32
-
     def _lowered(self) -> Graph:
         """Return the graph as the planner takes it: what has no kernel is written out."""
         graph = optimise(self.graph, user_once=self.options.user_once)
         sequences = [node for node in graph.nodes() if node.op in SEQUENCES]
         precision = self.options.precision
-        if not self._has_halves() or any(unsupported(node, precision) for node in sequences):
+        if not precision.has_halves or any(unsupported(node, precision) for node in sequences):
             return expand(graph)
         return expand_norms(graph)
 
@@ -244,6 +242,8 @@ class _Compiler:
         dependent = self._is_dependent(index)
         kernel = self._assembled(phase, f"phase{index}", targets, dependent=dependent)
         includes = _TILE_INCLUDES + (INCLUDE if kernel.builder.gathers else "")
+        if not self.options.precision.has_halves:
+            includes += _FLOAT_INCLUDES
         source = self._source(includes + kernel.text)
         at = self.weights.add(kernel.blob.bytes())
         rows = self._rows(phase.lead)
@@ -332,8 +332,6 @@ class _Compiler:
         """Return cuts to try, best first."""
         if self.options.tile is not None:
             return [self.options.tile]
-        if not self._has_halves():
-            return [TileShape(16, 1), *_SMALL_TILES]
         rows = self._rows(phase.lead)
         large = [TileShape(32, 1)] if rows > _MIDDLE_ROWS else []
         if not has_streams(self.target):
@@ -353,4 +351,5 @@ class _Compiler:
             if node not in found and node not in self.matrices and node.lead is phase.lead:
                 found[node] = None
                 stack.extend(node.sources)
-        return sum(2 * node.sources[-2].width for node in found if node.op is Op.LINEAR)
+        item = self.options.precision.item_bytes
+        return sum(item * node.sources[-2].width for node in found if node.op is Op.LINEAR)

@@ -123,7 +123,7 @@ class DeviceTables:
     """The tables of a model that lie on the card.
 
     Attributes:
-        precision: What they are stored as: fp16, bf16 or fp32.
+        precision: What they are stored as: fp16, bf16, or fp32 for TF32 too.
         size_bytes: Of all, in one piece of memory.
     """
 
@@ -151,7 +151,7 @@ class DeviceTables:
             GraphError: The model has no such table, or one has no rows or too many.
         """
         chosen = table_names(manifest, names)
-        item = 4 if precision is Precision.FP32 else 2
+        item = precision.item_bytes
         placed, at = [], 0
         for table in manifest.tables:
             if table.name not in chosen:
@@ -194,7 +194,7 @@ class DeviceTables:
             for first in range(0, placed.rows, step):
                 numbers = np.arange(first, min(first + step, placed.rows))
                 rows: NDArray[Any] = fetch_rows(table, numbers)
-                if self.precision is not Precision.FP32:
+                if self.precision.has_halves:
                     rows = to_storage(rows, self.precision)
                 yield at, rows
                 at += rows.nbytes

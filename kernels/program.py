@@ -15,16 +15,31 @@ from numpy.typing import NDArray
 
 
 class Precision(enum.StrEnum):
-    """How values are stored between steps; sums are fp32 in each."""
+    """How values are stored between steps, and multiplied by weights; sums are fp32 in each.
+
+    Tensor cores have no fp32. TF32 rounds both factors of a product to 11 significant bits, as many
+    as fp16's; FP32 makes three such products of each, which is about as good as fp32.
+    """
 
     FP16 = "fp16"
     BF16 = "bf16"
+    TF32 = "tf32"
     FP32 = "fp32"
+
+    @property
+    def has_halves(self) -> bool:
+        """Whether stored elements have 16 bits, not 32."""
+        return self in (Precision.FP16, Precision.BF16)
+
+    @property
+    def item_bytes(self) -> int:
+        """Size of a stored element."""
+        return 2 if self.has_halves else 4
 
     @property
     def storage(self) -> str:
         """The dtype of stored elements; numpy has none of bf16's name."""
-        return {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}[self.value]
+        return {"fp16": "float16", "bf16": "bfloat16"}.get(self.value, "float32")
 
 
 @attrs.frozen

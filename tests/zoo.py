@@ -4,11 +4,11 @@ A zoo is a folder with ``MANIFEST.json``, ``models/`` and ``io/`` (see its READM
 built into a bundle with inferred features and served by a node process, of which a client asks the
 scores of the recorded inputs, as columns of raw features. With ``--in-process``, parser, lookups
 and executor are called here instead (``zoo_here.py``); so they are with ``--executor reference``
-(the compiler's oracle, float64), ``--executor cuda`` or ``cuda-fp32``. A model that only the host
-executor can run is reported as such, and is no failure. ``--rows 1,37,64`` also runs random inputs
-of so many rows and compares with the oracle (``zoo_rows.py``). ``--processes 8`` scores so many
-models at a time, each in a process of its own. Prints a line for each model as it is done; exits
-with 1 if any fails.
+(the compiler's oracle, float64), ``--executor cuda``, ``cuda-tf32`` or ``cuda-fp32``. A model that
+only the host executor can run is reported as such, and is no failure. ``--rows 1,37,64`` also runs
+random inputs of so many rows and compares with the oracle (``zoo_rows.py``). ``--processes 8``
+scores so many models at a time, each in a process of its own. Prints a line for each model as it is
+done; exits with 1 if any fails.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ TOLERANCES: Final[Mapping[ExecutorName, float]] = {
     "reference": 1e-6,
     "cuda": 2e-3,
     "cuda-fp32": 1e-5,
+    "cuda-tf32": 2e-3,
     "cuda-bf16": 1.6e-2,
 }
 _ROWS_A_REQUEST: Final = 16

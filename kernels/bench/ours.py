@@ -63,7 +63,7 @@ def prepare(
         GraphError: The compiler cannot.
     """
     start = time.perf_counter()
-    input_dtype = "float32" if precision is Precision.FP32 else "float16"
+    input_dtype = "float16" if precision.has_halves else "float32"
     options = Options(precision=precision, input_dtype=input_dtype)
     program = compile_graph(graph_of(model, parameters), Bucket(rows), target, options)
     seconds = time.perf_counter() - start

@@ -21,6 +21,7 @@ COMPILE: Final = "compile"
 _DTYPES: Final = {
     Precision.FP16: torch.float16,
     Precision.BF16: torch.bfloat16,
+    Precision.TF32: torch.float32,
     Precision.FP32: torch.float32,
 }
 
@@ -58,16 +59,16 @@ def kernels_of(call: Callable[[], object]) -> tuple[int, float]:
 
 
 class TorchPeer:
-    """Torch, eager or compiled. Matrix products in fp32 stay fp32: no tf32."""
+    """Torch, eager or compiled. Matrix products in fp32 stay fp32."""
 
     def __init__(self, stopwatch: Stopwatch, *, compiled: bool) -> None:
         self.name = COMPILE if compiled else EAGER
         self._stopwatch = stopwatch
         self._compiled = compiled
-        torch.backends.cuda.matmul.allow_tf32 = False
 
     def open(self, case: Case) -> TorchRunning:
         """Build, compile and capture the model."""
+        torch.backends.cuda.matmul.allow_tf32 = case.precision is Precision.TF32
         return TorchRunning(self._stopwatch, case, compiled=self._compiled)
 
 

@@ -27,6 +27,7 @@ XLA: Final = "xla"
 _DTYPES: Final = {
     Precision.FP16: "float16",
     Precision.BF16: "bfloat16",
+    Precision.TF32: "float32",
     Precision.FP32: "float32",
 }
 _CALLS: Final = 200
@@ -42,7 +43,7 @@ def _jax() -> Any:  # noqa: ANN401 - jax reaches type checkers only if installed
 
 
 class XlaPeer:
-    """XLA. Matrix products in fp32 stay fp32: no tf32.
+    """XLA. Matrix products in fp32 stay fp32.
 
     Args:
         count: Profiles a call, where something can.
@@ -52,10 +53,11 @@ class XlaPeer:
 
     def __init__(self, count: Count | None) -> None:
         self._count = count
-        _jax().config.update("jax_default_matmul_precision", "highest")
 
     def open(self, case: Case) -> XlaRunning:
         """Compile the model."""
+        kind = "tensorfloat32" if case.precision is Precision.TF32 else "highest"
+        _jax().config.update("jax_default_matmul_precision", kind)
         return XlaRunning(case, self._count)
 
 

@@ -16,6 +16,7 @@ from kernels.program import Precision
 TOLERANCES: Final[Mapping[Precision, float]] = {
     Precision.FP16: 2e-3,
     Precision.BF16: 1.6e-2,  # three bits less than fp16
+    Precision.TF32: 2e-3,  # factors have as many bits as fp16's
     Precision.FP32: 1e-5,
 }
 """Largest error of a probability against float64 that passes."""

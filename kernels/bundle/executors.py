@@ -14,7 +14,7 @@ from kernels.host import HostExecutor
 from kernels.program import Precision
 from kernels.reference_executor import ReferenceExecutor
 
-ExecutorName = Literal["host", "reference", "cuda", "cuda-fp32", "cuda-bf16"]
+ExecutorName = Literal["host", "reference", "cuda", "cuda-fp32", "cuda-tf32", "cuda-bf16"]
 EXECUTORS: Final[tuple[ExecutorName, ...]] = get_args(ExecutorName)
 
 # How far scores may be off: float32 sums in another order, and fp16 storage with fp32 sums, for
@@ -24,6 +24,7 @@ TOLERANCES: Final[Mapping[ExecutorName, float]] = {
     "reference": 1e-5,
     "cuda": 2e-3,
     "cuda-fp32": 1e-5,
+    "cuda-tf32": 2e-3,  # factors have as many bits as fp16's
     "cuda-bf16": 1.6e-2,  # three bits less than fp16
 }
 

@@ -34,6 +34,7 @@ extern int fuel;  // memory accesses until others get a turn
 
 enum class Access { READ, WRITE, ATOMIC };
 enum class Vote { ALL, ANY, BALLOT };
+enum class Factors { HALF, BFLOAT, TF32 };
 
 u8* check_shared(u32 address, u32 bytes, Access access, At at);
 u8* check_cluster(u32 address, u32 bytes, Access access, At at);
@@ -50,7 +51,7 @@ void bar_sync(int id, int n_threads, At at);
 void bar_arrive(int id, int n_threads, At at);
 void cluster_arrive(At at);
 void cluster_wait(At at);
-void mma(float* d, const u32* a, u32 b0, u32 b1, bool bfloat, At at);
+void mma(float* d, const u32* a, u32 b0, u32 b1, Factors kind, At at);
 void ldmatrix(u32* r, u32 address, bool transposed, At at);
 
 void copy_thread(u32 to, const void* from, int n_bytes, At at);
@@ -294,8 +295,10 @@ inline u32 fma_bfloat2(u32 a, u32 b, u32 c) { return (u32)tb_fma_bfloat(a >> 16,
 inline u16 tb_mul_bfloat(u32 a, u32 b) { return tb::bfloat_of((double)bfloat_to_float((u16)a) * bfloat_to_float((u16)b)); }
 inline u32 mul_bfloat2(u32 a, u32 b) { return (u32)tb_mul_bfloat(a >> 16, b >> 16) << 16 | tb_mul_bfloat(a, b); }
 
-inline void mma_half(float* d, const u32* a, u32 b0, u32 b1, TB_AT) { tb::mma(d, a, b0, b1, false, at); }
-inline void mma_bfloat(float* d, const u32* a, u32 b0, u32 b1, TB_AT) { tb::mma(d, a, b0, b1, true, at); }
+inline void mma_half(float* d, const u32* a, u32 b0, u32 b1, TB_AT) { tb::mma(d, a, b0, b1, tb::Factors::HALF, at); }
+inline void mma_bfloat(float* d, const u32* a, u32 b0, u32 b1, TB_AT) { tb::mma(d, a, b0, b1, tb::Factors::BFLOAT, at); }
+inline void mma_tf32(float* d, const u32* a, u32 b0, u32 b1, TB_AT) { tb::mma(d, a, b0, b1, tb::Factors::TF32, at); }
+inline u32 round_tf32(float v) { return v != v ? 0x7fffffffu : (__float_as_uint(v) + (v - v == 0.f ? 0x1000u : 0u)) & ~0x1fffu; }
 inline void ldmatrix_x4(u32* r, u32 a, TB_AT) { tb::ldmatrix(r, a, false, at); }
 inline void ldmatrix_x4_transposed(u32* r, u32 a, TB_AT) { tb::ldmatrix(r, a, true, at); }
 struct Fp16 {

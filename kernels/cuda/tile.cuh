@@ -10,7 +10,7 @@
 // One warp produces: it streams the weights of all Linears, packed in the order in which the tensor
 // cores read them, through a ring of NS stages. The other NW warps consume.
 //
-// Cfg, which the emitter writes, has: T (Fp16 or Bf16), R, C, NW, BARRIER (of the consumers), NS, SB (bytes of a stage), and
+// Cfg, which the emitter writes, has: T (Fp16, Bf16 or a Tf32), R, C, NW, BARRIER (of the consumers), NS, SB (bytes of a stage), and
 // STREAM (false: no producer, no ring; weights are read from global memory, for sm_80).
 #pragma once
 #include "ptx.cuh"
@@ -311,10 +311,26 @@ template <class Cfg, int WIDTH, int COUNT, int K, int SIGN, class F, class To> D
   }
 }
 
-// ---- Linear: N columns over the tensor cores, from values of halves
+// What a step of a Linear adds to its sums: two products of halves. a holds A's fragments, b_of(j) gives B's of a tile of
+// columns. Of floats: tile_tf32.cuh.
+template <class T, int CHAINS, int MT, int TN> struct Products {
+  static constexpr int UNROLL = 64;  // steps at a time, as registers allow
+  template <class Load> static DEVICE void add(float (&acc)[CHAINS][MT][TN][4], const u32 (&a)[MT][2][4], Load b_of) {
+#pragma unroll
+    for (int j = 0; j < TN; j++) {
+      const U32x4 b = b_of(j);
+#pragma unroll
+      for (int m = 0; m < MT; m++) T::mma(acc[0][m][j], a[m][0], b.x, b.y);
+#pragma unroll
+      for (int m = 0; m < MT; m++) T::mma(acc[CHAINS - 1][m][j], a[m][1], b.z, b.w);
+    }
+  }
+};
+
+// ---- Linear: N columns over the tensor cores, from values of halves, or of floats where Cfg::T is Tf32
 //
-// acc[m][j] holds rows 16 m .. and the j-th of the warp's TN tiles of 8 columns. K runs in steps of 32: a weight chunk of
-// 512 bytes a tile holds the B fragments of two m16n8k16 products, one 16-byte load a lane.
+// acc[m][j] holds rows 16 m .. and the j-th of the warp's TN tiles of 8 columns. K runs in steps of 64 bytes, 32 halves: a
+// weight chunk of 512 bytes a tile holds the B fragments of two m16n8k16 products, one 16-byte load a lane.
 template <class Cfg, int N> struct Linear {
   static constexpr int R = Cfg::R, C = Cfg::C, NW = Cfg::NW, MT = R / 16;
   static constexpr int TILES = ceil_div(ceil_div(N, 8), C), TN = ceil_div(TILES, NW), STEP = TILES * 512;
@@ -323,9 +339,9 @@ template <class Cfg, int N> struct Linear {
   static_assert(!Cfg::STREAM || KS >= 1, "a stage holds less than one step");
   struct Sums { float acc[CHAINS][MT][TN][4]; };
 
-  template <int K32> static DEVICE void produce(Tile<Cfg>& tile, const u8*& weights) {
-    for (int k = 0; k < K32; k += KS) {
-      const int bytes = (K32 - k < KS ? K32 - k : KS) * STEP;
+  template <int STEPS> static DEVICE void produce(Tile<Cfg>& tile, const u8*& weights) {
+    for (int k = 0; k < STEPS; k += KS) {
+      const int bytes = (STEPS - k < KS ? STEPS - k : KS) * STEP;
       mbarrier_wait(tile.empty(tile.slot), tile.parity ^ 1);
       mbarrier_arrive_expect(tile.full(tile.slot), bytes);
       bulk_copy_to_shared(tile.ring + tile.slot * Cfg::SB, weights, bytes, tile.full(tile.slot));
@@ -347,38 +363,31 @@ template <class Cfg, int N> struct Linear {
     u32 a[MT][2][4];
 #pragma unroll
     for (int m = 0; m < MT; m++) { ldmatrix_x4(a[m][0], a_address + m * 256); ldmatrix_x4(a[m][1], a_address + m * 256 + R * 32); }
-#pragma unroll
-    for (int j = 0; j < TN; j++) {
-      const U32x4 b = b_of(j);
-#pragma unroll
-      for (int m = 0; m < MT; m++) Cfg::T::mma(s.acc[0][m][j], a[m][0], b.x, b.y);
-#pragma unroll
-      for (int m = 0; m < MT; m++) Cfg::T::mma(s.acc[CHAINS - 1][m][j], a[m][1], b.z, b.w);
-    }
+    Products<typename Cfg::T, CHAINS, MT, TN>::add(s.acc, a, b_of);
   }
-  // Adds the product of K32 * 32 columns of a value (from its address on) and the next weights of the stream.
-  template <int K32> static DEVICE void accumulate(Tile<Cfg>& tile, Sums& s, u32 value, const u8*& weights) {
+  // Adds the product of STEPS steps of a value (from its address on) and the next weights of the stream.
+  template <int STEPS> static DEVICE void accumulate(Tile<Cfg>& tile, Sums& s, u32 value, const u8*& weights) {
     u32 a = value + ((tile.lane >> 4) * R + (tile.lane & 15)) * 16;
     if constexpr (!Cfg::STREAM) {
       const u8* mine = weights + tile.warp * TN * 512 + tile.lane * 16;
 #pragma unroll 1
-      for (int k = 0; k < K32; k++, a += R * 64, mine += STEP) {
+      for (int k = 0; k < STEPS; k++, a += R * 64, mine += STEP) {
         U32x4 b[TN];  // all in flight at once, in the order written: left alone, the compiler keeps several steps' and spills
 #pragma unroll
         for (int j = 0; j < TN; j++) b[j] = TILES % NW == 0 || tile.warp * TN + j < TILES ? load_global_u32x4(mine + j * 512) : U32x4{0, 0, 0, 0};
         step(s, a, [&](int j) { return b[j]; });
       }
-      weights += K32 * STEP;
+      weights += STEPS * STEP;
     } else {
       u32 offset[TN];  // surplus tiles repeat the last one
 #pragma unroll
       for (int j = 0; j < TN; j++) { const int t = tile.warp * TN + j; offset[j] = (t < TILES ? t : TILES - 1) * 512 + tile.lane * 16; }
-      for (int k = 0; k < K32; k += KS) {
+      for (int k = 0; k < STEPS; k += KS) {
         mbarrier_wait(tile.full(tile.slot), tile.parity);
         const u32 b = tile.ring + tile.slot * Cfg::SB;
-#pragma unroll
-        for (int kk = 0; kk < (KS < K32 ? KS : K32); kk++) {
-          if (K32 % KS == 0 || k + kk < K32) { step(s, a, [&](int j) { return load_shared_u32x4(b + kk * STEP + offset[j]); }); a += R * 64; }
+#pragma unroll(Products<typename Cfg::T, CHAINS, MT, TN>::UNROLL)
+        for (int kk = 0; kk < (KS < STEPS ? KS : STEPS); kk++) {
+          if (STEPS % KS == 0 || k + kk < STEPS) { step(s, a, [&](int j) { return load_shared_u32x4(b + kk * STEP + offset[j]); }); a += R * 64; }
         }
         // A slot is freed one stage late: freed at once, a copy was seen to overtake the last loads from it.
         if (k) { __syncwarp(); if (tile.lane == 0) mbarrier_arrive(tile.empty(tile.slot ? tile.slot - 1 : Cfg::NS - 1)); }
@@ -407,7 +416,7 @@ template <class Cfg, int N> struct Linear {
             const int r = m * 16 + h * 8 + (tile.lane >> 2);
             if (TILES * C * 8 == N || c < N) epilogue(r, c, v0, v1); else v0 = 0.f;
             if (TILES * C * 8 != N && c + 1 >= N) v1 = 0.f;
-            if (HALVES) store_shared_u32(half_address<R>(value, r, c), Cfg::T::pack2(v0, v1));
+            if constexpr (HALVES) store_shared_u32(half_address<R>(value, r, c), Cfg::T::pack2(v0, v1));
             else { store_shared_f32(float_address<R>(value, r, c), v0); store_shared_f32(float_address<R>(value, r, c + 1), v1); }
           }
       }
@@ -426,7 +435,7 @@ template <class Cfg, int N> struct Linear {
     }
   }
 };
-// Zeros for the chunks of a value that nothing else writes, and that a Linear's last step of 32 columns will read.
+// Zeros for the chunks of a value that nothing else writes, and that a Linear's last step will read.
 template <class Cfg> DEVICE void zero_chunks(const Tile<Cfg>& tile, u32 value, int first, int n) {
   for (int i = tile.warp * 32 + tile.lane; i < n * Cfg::R; i += Cfg::NW * 32) store_shared_u32x4(value + first * Cfg::R * 16 + i * 16, U32x4{0, 0, 0, 0});
 }

@@ -25,7 +25,7 @@ from kernels.placement.traffic import (
 
 _UNITS: Final = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _BINARY_UNITS: Final = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
-_ITEM_BYTES: Final = {"fp16": 2, "bf16": 2, "fp32": 4}
+_ITEM_BYTES: Final = {"fp16": 2, "bf16": 2, "tf32": 4, "fp32": 4}
 
 
 def add_plan(commands: Any) -> None:  # noqa: ANN401 - argparse has no public type for it

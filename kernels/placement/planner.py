@@ -36,7 +36,7 @@ class Budget:
         n_groups: How many groups.
         replicas: Of each, for what is said of a shard's load.
         gpu_bytes: Of each executor's card, for tables; 0 for no card.
-        device_item_bytes: Of a number there: 2, or 4 where executors run in fp32.
+        device_item_bytes: Of a number there: 2, or 4 where executors run in tf32 or fp32.
         cache_bytes: Of each executor, for hot rows; 0 for no caches.
         stale_s: For how long after an update a cached row may be used.
     """

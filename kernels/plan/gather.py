@@ -12,7 +12,7 @@ from kernels.bundle.manifest import Lookup
 from kernels.device_tables import DeviceTables, GatheredSide
 from kernels.ir.node import Lead
 from kernels.plan.matrix import ELEMENTS, Matrix
-from kernels.program import Pointer, Precision, Role
+from kernels.program import Pointer, Role
 
 if TYPE_CHECKING:
     from kernels.plan.tile import TileBuilder
@@ -85,7 +85,7 @@ class Gather:
 
     def _units(self) -> tuple[NDArray[np.void], NDArray[np.void]]:
         """Return whole units of single ids, then all others."""
-        item = 4 if self.tables.precision is Precision.FP32 else 2
+        item = self.tables.precision.item_bytes
         single: list[NDArray[np.void]] = []
         pooled: list[NDArray[np.void]] = []
         for lookup in self.side.lookups:

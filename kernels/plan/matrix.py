@@ -14,6 +14,7 @@ from kernels.program import Pointer, Precision
 ELEMENTS: Final = {
     Precision.FP16: "Fp16",
     Precision.BF16: "Bf16",
+    Precision.TF32: "Float32",
     Precision.FP32: "Float32",
 }
 """The CUDA name of what values are stored as."""

@@ -19,6 +19,13 @@ def to_storage(array: NDArray[np.generic], precision: Precision) -> NDArray[np.u
     return to_bf16(array) if precision is Precision.BF16 else to_fp16(array)
 
 
+def to_tf32(array: NDArray[np.generic]) -> F32:
+    """Round floats to 11 significant bits, to nearest, ties away from zero, as ``cvt.rna`` does."""
+    values = np.ascontiguousarray(array, np.float32)
+    bits = values.view(np.uint32) + np.uint32(0x1000) & np.uint32(0xFFFFE000)
+    return np.where(np.isfinite(values), bits.view(np.float32), values)
+
+
 def pack_fragments(weight: F32, rank: int, cluster: int, precision: Precision) -> U8:
     """Pack one block's columns of a Linear as B fragments of m16n8k16 products.
 
@@ -27,13 +34,15 @@ def pack_fragments(weight: F32, rank: int, cluster: int, precision: Precision) -
         rank: Of the block in its cluster; it computes tiles of 8 columns ``[rank t, (rank + 1) t)``
             where ``t = ceil(ceil(n / 8) / cluster)``.
         cluster: Blocks that share the columns.
-        precision: Of the halves; FP32 has none.
+        precision: TF32 and FP32 have floats: ``pack_floats``.
 
     Returns:
         ``[k / 32][tile][lane][8]`` halves, k rounded up: two products' fragments a lane, in the
         order of the PTX ISA's figure for .m16n8k16 B: rows 2 (lane % 4) + {0, 1, 8, 9}, column
         lane / 4.
     """
+    if not precision.has_halves:
+        return pack_floats(weight, rank, cluster, precision)
     k, n = weight.shape
     steps, tiles = -(-k // 32), rank_tiles(n, cluster)
     padded = np.zeros((steps * 32, tiles * 8 * cluster), np.float32)
@@ -42,6 +51,24 @@ def pack_fragments(weight: F32, rank: int, cluster: int, precision: Precision) -
     # step, product, upper half, quarter, pair; tile, column
     split = to_storage(mine, precision).reshape(steps, 2, 2, 4, 2, tiles, 8)
     ordered = split.transpose(0, 5, 6, 3, 1, 2, 4)
+    return np.ascontiguousarray(ordered).view(np.uint8).ravel()
+
+
+def pack_floats(weight: F32, rank: int, cluster: int, precision: Precision) -> U8:
+    """Pack one block's columns of a Linear as B fragments of m16n8k8 products of tf32.
+
+    Returns:
+        ``[k / 16][tile][lane][4]`` floats, k rounded up: two products' fragments a lane, in the
+        order of the PTX ISA's figure for .m16n8k8 B: rows lane % 4 + {0, 4}, column lane / 4. They
+        are rounded for TF32; of FP32 all bits are there, and kernels split them.
+    """
+    k, n = weight.shape
+    steps, tiles = -(-k // 16), rank_tiles(n, cluster)
+    padded = np.zeros((steps * 16, tiles * 8 * cluster), np.float32)
+    padded[:k, :n] = to_tf32(weight) if precision is Precision.TF32 else weight
+    mine = padded[:, rank * tiles * 8 : (rank + 1) * tiles * 8]
+    # step, product and half, quarter; tile, column
+    ordered = mine.reshape(steps, 4, 4, tiles, 8).transpose(0, 3, 4, 2, 1)
     return np.ascontiguousarray(ordered).view(np.uint8).ravel()
 
 

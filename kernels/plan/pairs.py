@@ -70,9 +70,11 @@ def _pieces(x: Node) -> tuple[Node, ...]:
 
 def pair_dots(b: TileBuilder, node: Node) -> None:
     """Make the step of a node that ``match_pair_dots`` recognised."""
-    pairs = b.pairs[node]
+    pairs, in_halves = b.pairs[node], b.precision.has_halves
     fetches, lines = [], []
-    first = 0
+    first, of_matrix, of_value = 0, "load_eight<Cfg::T, ", "chunk_of<Cfg::R>("
+    if not in_halves:
+        of_matrix, of_value = "load_four<", "words_of<Cfg::R>("
     for piece in pairs.pieces:
         count = piece.dims[0] if len(piece.dims) == 2 else piece.width // pairs.dim
         found = located(piece, b.matrices)
@@ -83,7 +85,7 @@ def pair_dots(b: TileBuilder, node: Node) -> None:
             b.fetch(matrix, row)
             row = b.row_of(matrix, row)
             fetch = (
-                f"load_eight<Cfg::T, {matrix.element}>({b.parameter(matrix)} + "
+                f"{of_matrix}{matrix.element}>({b.parameter(matrix)} + "
                 f"((u64){row} * {matrix.ld} + {column} + (v - {first}) * {pairs.dim} + "
                 f"part * {pairs.dim // 4} + CHUNK) * {matrix.element_bytes})"
             )
@@ -91,15 +93,21 @@ def pair_dots(b: TileBuilder, node: Node) -> None:
             held, column = half_view(b, piece)
             fetches.append(held)
             fetch = (
-                f"chunk_of<Cfg::R>({held.name}, r, {column} + (v - {first}) * {pairs.dim} + "
+                f"{of_value}{held.name}, r, {column} + (v - {first}) * {pairs.dim} + "
                 f"part * {pairs.dim // 4} + CHUNK)"
             )
-        puts = (
-            f"put_words(f + {4 * i}, {fetch.replace('CHUNK', str(8 * i))});"
-            for i in range(pairs.dim // 32)
-        )
+        puts = [f"return {fetch.replace('CHUNK', 'i * 4')};"]
+        if in_halves:
+            puts = [
+                f"put_words(f + {4 * i}, {fetch.replace('CHUNK', str(8 * i))});"
+                for i in range(pairs.dim // 32)
+            ]
         lines.append(f"if (v < {first + count}) {{ {' '.join(puts)} }}")
         first += count
+    function = f"[&](int r, int v, int part, u32* f) {{ {' else '.join(lines)} }}"
+    if not in_halves:
+        lines.append("return U32x4{0, 0, 0, 0};")
+        function = f"[&](int r, int v, int part, int i) -> U32x4 {{ {' '.join(lines)} }}"
     value = b.value(node.width, halves=node in b.wants_halves)
     (b.halves if value.halves else b.floats)[node] = value
     table = np.full(pairs.n * pairs.n, -1, np.int32)
@@ -124,10 +132,9 @@ def pair_dots(b: TileBuilder, node: Node) -> None:
                 f"store_shared_u16(half_address<Cfg::R>({value.name}, r, c), 0);"
             )
         diagonal = "true" if any(i == j for i, j in pairs.pairs) else "false"
-        body = " else ".join(lines)
+        name = "pair_dots" if in_halves else "pair_dots_floats"
         return (
-            f"pair_dots<Cfg, {pairs.n}, {pairs.dim}, {diagonal}>(tile, "
-            f"[&](int r, int v, int part, u32* f) {{ {body} }}, "
+            f"{name}<Cfg, {pairs.n}, {pairs.dim}, {diagonal}>(tile, {function}, "
             f"[&](int r, int i, int j, float dot) {{ const int c = {where}; "
             f"if ({'true' if direct else 'c >= 0'}) {store} }}); {zeros}"
         )

@@ -22,6 +22,7 @@ class Value:
         halves: 16-bit elements, 8 to a chunk; else floats, 4 to a chunk.
         columns: What is written, zeros included; a multiple of a chunk's. Readers may raise it
             until the text of the steps is made.
+        read_to: Columns that products on the tensor cores read: zeros from ``width`` on.
         offset: In bytes of shared memory; known once memory is allotted.
     """
 
@@ -29,6 +30,7 @@ class Value:
     halves: bool
     width: int
     columns: int = 0
+    read_to: int = 0
     offset: int = -1
 
     def __attrs_post_init__(self) -> None:
@@ -49,6 +51,11 @@ class Value:
         chunks = -(-columns // self.per_chunk)
         self.columns = max(self.columns, chunks * self.per_chunk)
 
+    def read_by_products(self, columns: int) -> None:
+        """Make sure that the first ``columns`` columns exist, and are zeros where not written."""
+        self.reserve(columns)
+        self.read_to = max(self.read_to, columns)
+
     def size(self, rows: int) -> int:
         """Bytes for a tile of so many rows."""
         return -(-self.chunks * rows * 16 // _ALIGNMENT) * _ALIGNMENT
@@ -61,15 +68,17 @@ class Stream:
     Attributes:
         n: Columns.
         blocks: float32 ``[k_i, n]``, one for each source.
+        depth: Rows of a block that a step multiplies: 64 bytes of a value.
     """
 
     n: int
     blocks: tuple[F32, ...]
+    depth: int = 32
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Steps of 32 rows of each block."""
-        return tuple(-(-block.shape[0] // 32) for block in self.blocks)
+        """Steps of each block."""
+        return tuple(-(-block.shape[0] // self.depth) for block in self.blocks)
 
 
 @attrs.define(eq=False)

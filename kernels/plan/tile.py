@@ -30,7 +30,7 @@ EIGHT: Final = 8
 NARROW: Final = 4
 """Outputs up to which a Linear is a dot product of lanes rather than a tile of 8 columns."""
 
-# Rows of a tensor-core product; smaller tiles compute in fp32 throughout.
+# Rows of a tensor-core product; smaller tiles store floats throughout.
 _FRAGMENT_ROWS: Final = 16
 # A matrix is loaded whole if so much of it is read, and if it leaves room for the rest.
 _MOST_OF_A_BLOCK: Final = 0.6
@@ -62,6 +62,9 @@ class TileBuilder:
         globals: Constants too large for shared memory; the kernel gets their address.
         gathers: Blocks that the tile makes its rows of before anything else.
         steps: In the order of the graph.
+        floats: What is stored as floats.
+        halves: What is stored as the tensor cores read it: halves, or, in a precision that stores
+            floats, ``floats`` itself.
     """
 
     phase: Phase
@@ -86,6 +89,8 @@ class TileBuilder:
 
     def __attrs_post_init__(self) -> None:
         self.constants = Constants(self.shape.cluster)
+        if not self.precision.has_halves:
+            self.halves = self.floats
 
     def build(self) -> None:
         """Make all steps.
@@ -133,7 +138,7 @@ class TileBuilder:
         for base, ranges in used.items():
             matrix = self.matrices[base]
             n_used = len(set().union(*ranges))
-            size = matrix.ld * 2 * self.shape.rows
+            size = matrix.ld * self.precision.item_bytes * self.shape.rows
             if n_used >= _MOST_OF_A_BLOCK * matrix.columns and size <= _LARGEST_BLOCK:
                 tile_linear.load(self, base, matrix, 0, requests=False)
 
@@ -143,8 +148,10 @@ class TileBuilder:
         """Return text that loads an element; see ``expression.Memory``."""
         matrix = self.matrices.get(node)
         value = self.floats.get(node) or self.halves.get(node) if row == "r" else None
-        if value is not None and matrix is not None and matrix.element == "Float32":
-            value = None  # a copy in halves is for tensor cores; others read all its bits
+        if value is not None and value.halves and matrix is not None:
+            value = (
+                value if matrix.element_bytes == 2 else None
+            )  # a copy in halves is for tensor cores; others read all its bits
         if value is not None:
             self.touched.append(value)
             return _as_type(node.dtype, _load_value(value, element, scope))
@@ -186,8 +193,8 @@ class TileBuilder:
     # ---- what lies where
 
     def has_fragments(self) -> bool:
-        """Whether Linears may run on the tensor cores, so that values may be halves."""
-        return self.precision is not Precision.FP32 and self.shape.rows >= _FRAGMENT_ROWS
+        """Whether the tile's rows are those of products on the tensor cores."""
+        return self.shape.rows >= _FRAGMENT_ROWS
 
     def lies_in_memory(self, node: Node) -> bool:
         """Whether a value is there before the phase begins."""
@@ -275,7 +282,8 @@ class TileBuilder:
     def value(self, width: int, *, halves: bool) -> Value:
         """Make a value with a name of its own."""
         self._n_values += 1
-        return Value(f"value{self._n_values}", halves and self.has_fragments(), width)
+        halves = halves and self.precision.has_halves and self.has_fragments()
+        return Value(f"value{self._n_values}", halves, width)
 
     def expression(self) -> Expression:
         """Begin an expression; the values that it loads are noted in ``touched``."""
@@ -308,8 +316,18 @@ class TileBuilder:
         return all(self.is_smooth(source) for source in node.sources)
 
     def add(self, step: Step) -> None:
-        """Append a step."""
+        """Append a step; in it, zeros are put behind floats that products will read."""
+        floats = [value for value in step.writes if not value.halves]
+        if floats and step.stream is None and not step.loads:
+            text = step.text
+            step.text = lambda: text() + "".join(map(_zeros_behind, floats))
         self.steps.append(step)
+
+
+def _zeros_behind(value: Value) -> str:
+    if value.read_to <= value.width:
+        return ""
+    return f" zero_floats<Cfg, {value.width}, {value.read_to}>(tile, {value.name});"
 
 
 def _load_value(value: Value, element: Index, scope: Expression) -> str:

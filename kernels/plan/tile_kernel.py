@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import attrs
 import numpy as np
@@ -20,6 +21,14 @@ _STAGE_BYTES = 16_384
 _MOST_STAGES = 8
 _FEWEST_STAGES = 3
 _CONSTANTS_OFFSET = 512
+
+STORAGE: Final = {
+    Precision.FP16: "Fp16",
+    Precision.BF16: "Bf16",
+    Precision.TF32: "Tf32<1>",
+    Precision.FP32: "Tf32<3>",
+}
+"""The CUDA name of what values are stored as, and how they are multiplied."""
 
 SIDE_WARPS = 3
 """Warps that run what neither feeds a Linear nor waits for one, while weights stream in.
@@ -180,7 +189,7 @@ def _text(
     for rank in ranks:
         blob.add(np.concatenate([rank, np.zeros(stride - len(rank), np.uint8)]))
     globals_at = blob.add(builder.globals.bytes())
-    storage = "Bf16" if builder.precision is Precision.BF16 else "Fp16"
+    storage = STORAGE[builder.precision]
     matrices = tuple(builder.parameters)
     parameters = "".join(f", u8* {name}" for name in builder.parameters.values())
     n_threads = (shape.warps + stream + (SIDE_WARPS if side else 0)) * 32

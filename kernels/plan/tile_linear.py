@@ -1,4 +1,4 @@
-"""Linears in a tile: on the tensor cores, as dot products of lanes, or as plain sums in fp32."""
+"""Linears in a tile: on the tensor cores, as dot products of lanes, or as sums of a thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kernels.plan import tile, tile_rows
 from kernels.plan.expression import Expression
 from kernels.plan.index import Index, Term, add, mul, unflat
 from kernels.plan.matrix import Matrix, located
-from kernels.plan.pack import F32, rank_columns
+from kernels.plan.pack import F32, pack_fragments, rank_columns
 from kernels.plan.phases import aligned_view, matrix_view
 from kernels.plan.steps import Step, Stream, Value
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Tiles of 8 columns and 16 rows that a warp sums: what fits registers beside the fragments.
 _MOST_TILES: Final = 16
+# The same of floats, whose fragments take more. More would need a ring of more bytes, too.
+_MOST_TILES_OF_FLOATS: Final = 8
 
 
 def linear(b: TileBuilder, linear: Node, root: Node) -> None:
@@ -87,7 +89,7 @@ def _fragment_linear(b: TileBuilder, linear: Node, root: Node) -> None:
             stop = min(start + columns, n)
             blocks, inputs, first = [], [], 0
             for source, (held, column) in zip(sources, views, strict=True):
-                k, before = source.dims[-1], column % 8
+                k, before = source.dims[-1], column % held.per_chunk
                 block = np.zeros((before + k, stop - start), np.float32)
                 block[before:] = matrix[first : first + k, start:stop]
                 blocks.append(block)
@@ -99,14 +101,14 @@ def _fragment_linear(b: TileBuilder, linear: Node, root: Node) -> None:
                 root,
                 value,
                 group * n + start,
-                Stream(stop - start, tuple(blocks)),
+                Stream(stop - start, tuple(blocks), 4 * views[0][0].per_chunk),
                 inputs,
                 offsets[start:stop],
             )
 
 
 def _input(b: TileBuilder, source: Node) -> tuple[Value, int]:
-    """Return a value of halves that holds a source, and its first column.
+    """Return a value that products can read and that holds a source, and its first column.
 
     Where columns of a loaded block do not begin at a chunk, the Linear reads from the chunk's
     beginning, with weights of zero before its own.
@@ -119,7 +121,8 @@ def _input(b: TileBuilder, source: Node) -> tuple[Value, int]:
 
 def _pass_columns(b: TileBuilder, n: int) -> int:
     """Columns that one pass of a Linear computes: its sums must fit registers."""
-    tiles = _MOST_TILES * 16 // b.shape.rows * b.shape.warps
+    most = _MOST_TILES if b.precision.has_halves else _MOST_TILES_OF_FLOATS
+    tiles = most * 16 // b.shape.rows * b.shape.warps
     return min(n, tiles * 8 * b.shape.cluster)
 
 
@@ -137,7 +140,7 @@ def _fragment_step(
     ranked = tuple(rank_columns(bias, rank, cluster) for rank in range(cluster))
     bias_at = b.constants.add_ranked(ranked)
     for (held, first), steps in zip(inputs, stream.steps, strict=True):
-        held.reserve(first + 32 * steps)
+        held.read_by_products(first + stream.depth * steps)
     written = len(ranked[0]) * cluster
     value.reserve(column + written)
     epilogue, touched = [], list[Value]()
@@ -159,7 +162,7 @@ def _fragment_step(
         for (held, first), steps in zip(inputs, stream.steps, strict=True):
             lines.append(
                 f"{name}::accumulate<{steps}>(tile, sums, "
-                f"{held.name} + {first // 8} * {rows}, stream);"
+                f"{held.name} + {first // held.per_chunk} * {rows}, stream);"
             )
         lines.append(
             f"{name}::finish<{'true' if value.halves else 'false'}>(tile, sums, "
@@ -174,7 +177,7 @@ def _fragment_step(
 
 
 def half_view(b: TileBuilder, source: Node) -> tuple[Value, int]:
-    """Return a value of halves that holds a Linear's source, and its first column."""
+    """Return a value that products can read and that holds a source, and its first column."""
     if source in b.halves:
         return b.halves[source], 0
     view = aligned_view(source)
@@ -207,7 +210,7 @@ def _is_loaded(b: TileBuilder, node: Node) -> bool:
 
 
 def load(b: TileBuilder, source: Node, matrix: Matrix, column: int, *, requests: bool) -> Value:
-    """Make the step that brings ``source`` into a value of halves, from ``column`` of a matrix.
+    """Make the step that brings ``source`` into a value, from ``column`` of a matrix on.
 
     With ``requests``, a row finds the matrix's row through REQUEST_OF_ROW.
     """
@@ -216,10 +219,11 @@ def load(b: TileBuilder, source: Node, matrix: Matrix, column: int, *, requests:
     row = b.row_of(matrix, "request(r)" if requests else "r")
     aligned = tile.is_aligned(matrix, column)
     name = b.parameter(matrix)
+    kind = "load_columns" if value.halves else "load_floats"
 
     def text() -> str:
         return (
-            f"load_columns<Cfg, {matrix.element}, {value.width}, {value.chunks}, {matrix.ld}, "
+            f"{kind}<Cfg, {matrix.element}, {value.width}, {value.chunks}, {matrix.ld}, "
             f"{'true' if aligned else 'false'}>(tile, {value.name}, {name}, {column}, "
             f"[&](int r) {{ return {row}; }});"
         )
@@ -306,8 +310,14 @@ def _contraction(b: TileBuilder, linear: Node, root: Node) -> None:
     if joined.op is not Op.CONCAT:
         b.store_source(joined)
     weight = linear.sources[-2].array.astype(np.float32)
-    start = b.globals.add(weight)
     *outer, n = linear.dims
+    on_cores = not b.precision.has_halves and n > tile.NARROW
+    if on_cores:
+        blocks = weight if linear.arg.grouped else weight[None]
+        packed = [pack_fragments(block, 0, 1, b.precision) for block in blocks]
+        start = b.globals.add(np.concatenate(packed))
+    else:
+        start = b.globals.add(weight)
     k, groups = joined.dims[-1], math.prod(outer)
     at_outer = unflat(Term("g"), outer)
     function = b.function(joined, "int r, int g, int k", (*at_outer, Term("k")))
@@ -317,8 +327,9 @@ def _contraction(b: TileBuilder, linear: Node, root: Node) -> None:
     grouped = "true" if linear.arg.grouped else "false"
     if linear.arg.grouped and len(outer) != 1:
         raise GraphError(f"node {linear.name!r}, op linear: groups within a sequence")
+    name, kind = ("contract_products", "u8") if on_cores else ("contract", "float")
     text = (
-        f"contract<Cfg, {groups}, {n}, {k}, {grouped}>(tile, (const float*)(globals + {start}), "
+        f"{name}<Cfg, {groups}, {n}, {k}, {grouped}>(tile, (const {kind}*)(globals + {start}), "
         f"{function}, [&](int r, int g, int n, float v) {{ {store} }});"
     )
     reads += b.touched

@@ -69,7 +69,7 @@ class EncoderShape:
 
     def unsupported(self) -> str | None:
         """Return why no kernel can be made, or None."""
-        if self.precision is Precision.FP32:
+        if not self.precision.has_halves:
             return "fp32 storage"
         if self.d % 16 or self.d > 128 or self.d % self.n_heads:
             return f"width {self.d}: want a multiple of 16 and of the heads, 128 at most"

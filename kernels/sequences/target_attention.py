@@ -62,7 +62,7 @@ class AttentionShape:
 
     def unsupported(self) -> str | None:
         """Return why no kernel can be made, or None."""
-        if self.precision is Precision.FP32:
+        if not self.precision.has_halves:
             return "fp32 storage"
         if self.d % 16 or self.d > 128:
             return f"width {self.d}: want a multiple of 16, 128 at most"

@@ -165,7 +165,7 @@ def _add_deployment(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--mps", type=_percents, default=[None], metavar="off,100,50", help="of a card, each"
     )
-    group.add_argument("--precision", choices=["fp16", "bf16", "fp32"])
+    group.add_argument("--precision", choices=["fp16", "bf16", "tf32", "fp32"])
     group.add_argument("--max-rows", type=int, metavar="N", help="of a launch")
     group.add_argument("--cache", type=Path, metavar="FOLDER", help="of compiled kernels")
 

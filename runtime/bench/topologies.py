@@ -15,7 +15,7 @@ TOPOLOGIES: Final = ("all-in-one", "spread")
 DEVICES: Final = ("host", "cuda")
 MODES: Final = ("streams", "contexts", "green")
 # Largest error of a score: sums of float32 in another order, or values stored in fewer bits.
-_ERRORS: Final = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 2e-2}
+_ERRORS: Final = {"fp32": 1e-5, "tf32": 2e-3, "fp16": 2e-3, "bf16": 2e-2}
 
 
 @attrs.frozen(kw_only=True)

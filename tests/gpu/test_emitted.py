@@ -42,8 +42,9 @@ from tests.kernels.shim_program import Batch
 
 pytestmark = pytest.mark.gpu
 
-FP32, BF16, HALVES = (
+FP32, TF32, BF16, HALVES = (
     Options(Precision.FP32),
+    Options(Precision.TF32),
     Options(Precision.BF16),
     Options(input_dtype="float16"),
 )
@@ -119,13 +120,11 @@ def ragged(graph: Graph, rows: int, seed: int = 0) -> Sample:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("rows", [1, 37, 513])
 def test_a_model_agrees_with_float64(name: str, rows: int, card: Card) -> None:
-    for options in (Options(), BF16, HALVES):
+    for options in (Options(), BF16, TF32, FP32, HALVES):
         card.agrees(peer(name), peer_sample(name, rows), options, Bucket(rows + 3))
-    if name != "DLRMDCNv2":  # its Linears are too large for a tile of floats to be of use
-        card.agrees(peer(name), peer_sample(name, rows), FP32, Bucket(rows + 3))
 
 
-@pytest.mark.parametrize("options", [Options(), FP32], ids=["fp16", "fp32"])
+@pytest.mark.parametrize("options", [Options(), TF32, FP32], ids=["fp16", "tf32", "fp32"])
 @pytest.mark.parametrize("name", passes_help.MODELS)
 def test_small_models_with_a_user_side_agree(name: str, options: Options, card: Card) -> None:
     for rows in (1, 37):
@@ -134,8 +133,8 @@ def test_small_models_with_a_user_side_agree(name: str, options: Options, card: 
 
 @pytest.mark.parametrize(
     "options",
-    [Options(), Options(user_once=False), BF16, HALVES, FP32],
-    ids=["fp16", "each row", "bf16", "halves", "fp32"],
+    [Options(), Options(user_once=False), BF16, HALVES, TF32, FP32],
+    ids=["fp16", "each row", "bf16", "halves", "tf32", "fp32"],
 )
 @pytest.mark.parametrize("name", passes_help.MODELS)
 def test_users_may_be_ragged(name: str, options: Options, card: Card) -> None:
@@ -156,7 +155,7 @@ def test_every_cut_of_a_tile_agrees(name: str, shape: TileShape, card: Card) -> 
 
 
 def test_small_pairs_of_both_sides_agree(card: Card) -> None:
-    for options in (Options(), FP32, BF16):
+    for options in (Options(), FP32, TF32, BF16):
         card.agrees(pairs_graph(), ragged(pairs_graph(), 37), options, Bucket(40, 8))
 
 

@@ -31,6 +31,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("fp16", "streams", 2e-3),
         ("fp32", "contexts", 1e-5),
+        ("tf32", "streams", 2e-3),
         ("fp16", "green", 2e-3),
         ("bf16", "streams", 2e-2),
     ],

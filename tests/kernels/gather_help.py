@@ -17,7 +17,7 @@ from kernels.ir.reference import evaluate
 from kernels.program import Bucket, Precision, Program, Target
 from tests.kernels.shim_program import Batch
 
-TOLERANCE = {Precision.FP16: 4e-3, Precision.BF16: 3e-2, Precision.FP32: 1e-5}
+TOLERANCE = {Precision.FP16: 4e-3, Precision.BF16: 3e-2, Precision.TF32: 4e-3, Precision.FP32: 1e-5}
 # Whole chunks of halves and of floats, of floats only, of neither.
 DIMS = {"wide": 16, "four": 4, "three": 3, "one": 1, "eight": 8}
 N_VALUES = {"user": 2, "candidate": 3}

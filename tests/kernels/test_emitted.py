@@ -83,10 +83,20 @@ def test_kernels_of_a_model_compile_for_other_cards(
 def test_kernels_of_a_model_compile_for_other_storage(name: str, builder: Builder) -> None:
     halves = Options(Precision.BF16), Options(input_dtype="float16")
     made = [(compile_graph(peer(name), Bucket(64), H100, each), H100) for each in halves]
-    if name != "DLRMDCNv2":  # its Linears are too large for a tile of floats to be of use
-        whole = compile_graph(peer(name), Bucket(512), H100, Options(Precision.FP32))
-        made.append((whole, H100))
     assert_sound(builder, made)
+
+
+@pytest.mark.parametrize("target", [H100, A100, B200], ids=lambda target: target.arch)
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.TF32])
+@pytest.mark.parametrize("name", MODELS)
+def test_kernels_of_floats_compile(
+    name: str, precision: Precision, target: Target, builder: Builder
+) -> None:
+    if (name, target) == ("BST", A100):
+        pytest.skip("a row's steps in floats are more than its shared memory")
+    buckets = [Bucket(64), Bucket(4096)] if target is H100 else [Bucket(512)]
+    made = [compile_graph(peer(name), bucket, target, Options(precision)) for bucket in buckets]
+    assert_sound(builder, [(each, target) for each in made])
 
 
 @pytest.mark.parametrize("name", ["DLRM", "MMoE"])

@@ -42,7 +42,7 @@ from tests.zoo_here import InProcess
 pytestmark = pytest.mark.skipif(shim.available() is not None, reason=str(shim.available()))
 needs_zoo = pytest.mark.skipif(not zoo.ZOO.exists(), reason="no zoo beside the checkout")
 
-FP32, BF16 = Options(Precision.FP32), Options(Precision.BF16)
+FP32, TF32, BF16 = (Options(each) for each in (Precision.FP32, Precision.TF32, Precision.BF16))
 
 
 def assert_agrees(
@@ -102,6 +102,7 @@ def test_every_cut_of_a_tile_agrees(name: str, shape: TileShape, seed: int) -> N
 def test_other_storage_agrees(name: str) -> None:
     sample = peer_sample(name, 15)
     assert_agrees(peer(name), sample, FP32, seed=1, factor=3)
+    assert_agrees(peer(name), sample, TF32, seed=1, factor=2)
     assert_agrees(peer(name), sample, BF16, seed=2, factor=2)
     assert_agrees(peer(name), sample, Options(input_dtype="float16"), seed=3, factor=2)
 
@@ -114,7 +115,7 @@ def test_other_storage_agrees(name: str) -> None:
 def test_a_user_side_agrees(name: str, rows: int, requests: int) -> None:
     graph = small(name)
     sample = sample_of(graph, rows, requests, seed=rows)
-    for options in (Options(), Options(user_once=False), FP32, BF16):
+    for options in (Options(), Options(user_once=False), FP32, TF32, BF16):
         assert_agrees(graph, sample, options, seed=requests, factor=3)
     assert_agrees(graph, sample, target=A100, seed=requests, factor=3)
 
@@ -138,7 +139,7 @@ def test_blocks_of_a_cluster_wait_for_each_other(name: str, seed: int, races: bo
     assert_agrees(graph, sample, Options(tile=shape), seed=seed, races=races, factor=3)
 
 
-@pytest.mark.parametrize("options", [Options(), FP32, BF16, Options(tile=TileShape(16, 4))])
+@pytest.mark.parametrize("options", [Options(), FP32, TF32, BF16, Options(tile=TileShape(16, 4))])
 def test_pairs_of_both_sides_agree(options: Options) -> None:
     graph = pairs_graph()
     sample = sample_of(graph, 21, 3)

@@ -121,7 +121,12 @@ def test_inputs_are_held_exactly_and_rounded_to_nearest(precision: Precision) ->
     held = rounded(array, precision)
     np.testing.assert_array_equal(rounded(held, precision), held)
     torch = pytest.importorskip("torch")
-    kind = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    kind = {
+        "fp16": torch.float16,
+        "bf16": torch.bfloat16,
+        "fp32": torch.float32,
+        "tf32": torch.float32,
+    }[precision]
     np.testing.assert_array_equal(held, torch.as_tensor(array).to(kind).float().numpy())
 
 

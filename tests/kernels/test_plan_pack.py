@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kernels.plan.pack import Blob, pack_fragments, rank_columns, rank_tiles, to_storage
+from kernels.plan.pack import Blob, pack_fragments, rank_columns, rank_tiles, to_storage, to_tf32
 from kernels.program import Precision
 
 F32 = NDArray[np.float32]
@@ -41,6 +41,31 @@ def test_fragments_hold_every_weight_at_its_place(k: int, n: int, cluster: int) 
     np.testing.assert_array_equal(joined[:k, :n], weight)
     assert not joined[k:].any()
     assert not joined[:, n:].any()
+
+
+def unpacked_floats(packed: NDArray[np.uint8], k: int, tiles: int) -> F32:
+    """Return ``[k up to 16, tiles * 8]`` by the PTX ISA's figure for .m16n8k8 B, lane by lane."""
+    steps = -(-k // 16)
+    floats = packed.view(np.float32).reshape(steps, tiles, 32, 4)
+    weight = np.full((steps * 16, tiles * 8), np.nan, np.float32)
+    for lane in range(32):
+        for place in range(4):
+            row = 8 * (place // 2) + 4 * (place % 2) + lane % 4
+            for step in range(steps):
+                weight[step * 16 + row, lane // 4 :: 8] = floats[step, :, lane, place]
+    return weight
+
+
+@given(k=st.integers(1, 80), n=st.integers(1, 70), cluster=st.sampled_from([1, 2, 4, 8]))
+def test_fragments_of_floats_hold_every_weight_at_its_place(k: int, n: int, cluster: int) -> None:
+    weight = np.random.default_rng(k * 100 + n).standard_normal((k, n)).astype(np.float32)
+    tiles = rank_tiles(n, cluster)
+    for precision, stored in ((Precision.FP32, weight), (Precision.TF32, to_tf32(weight))):
+        packed = [pack_fragments(weight, rank, cluster, precision) for rank in range(cluster)]
+        joined = np.concatenate([unpacked_floats(each, k, tiles) for each in packed], 1)
+        np.testing.assert_array_equal(joined[:k, :n], stored)
+        assert not joined[k:].any()
+        assert not joined[:, n:].any()
 
 
 @given(n=st.integers(1, 100), cluster=st.sampled_from([1, 2, 4, 8]))

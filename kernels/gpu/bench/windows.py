@@ -18,7 +18,12 @@ from kernels.ir.reference import evaluate
 from kernels.program import Precision
 
 # Largest error of a score against float64; probabilities, or what is as small.
-_TOLERANCES: Final = {Precision.FP16: 2e-3, Precision.BF16: 2e-2, Precision.FP32: 1e-5}
+_TOLERANCES: Final = {
+    Precision.FP16: 2e-3,
+    Precision.BF16: 2e-2,
+    Precision.TF32: 2e-3,
+    Precision.FP32: 1e-5,
+}
 _CHECKED_ROWS: Final = 300
 
 

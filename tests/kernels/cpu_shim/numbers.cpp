@@ -55,10 +55,29 @@ void widen(const u16* in, float* out, int n, bool bfloat) {
     out[i] = bits_as<float>(sign | (special & is_special) | (finite & ~is_special));
   }
 }
+
+// PTX ISA, "Matrix Fragments for mma.m16n8k8", .tf32.
+void multiply_tf32(Fiber* const* lanes) {
+  float a[16][8], b[8][8], d[16][8];
+  const auto factor = [](u32 bits) { return bits_as<float>(bits & ~0x1fffu); };
+  for (int lane = 0; lane < 32; lane++) {
+    const Fiber& f = *lanes[lane];
+    const int group = lane / 4, place = lane % 4;
+    for (int r = 0; r < 4; r++) a[group + r % 2 * 8][place + r / 2 * 4] = factor(f.in[r]);
+    for (int r = 0; r < 2; r++) b[place + r * 4][group] = factor((u32)(f.bits >> (32 * r)));
+    for (int i = 0; i < 4; i++) d[group + i / 2 * 8][place * 2 + i % 2] = ((const float*)f.out)[i];
+  }
+  for (int m = 0; m < 16; m++)
+    for (int n = 0; n < 8; n++)
+      for (int k = 0; k < 8; k++) d[m][n] += a[m][k] * b[k][n];
+  for (int lane = 0; lane < 32; lane++)
+    for (int i = 0; i < 4; i++) ((float*)lanes[lane]->out)[i] = d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+}
 }  // namespace
 
 // Where lanes hold what: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
 void multiply_fragments(Fiber* const* lanes) {
+  if (lanes[0]->extra == (u32)Factors::TF32) return multiply_tf32(lanes);
   u16 halves[16 * 16 + 8 * 16];  // a [m][k], b [n][k]
   float a[16][16], b[8][16];
   union { Eight row; float of[8]; } sums[16], columns[16];
@@ -72,8 +91,8 @@ void multiply_fragments(Fiber* const* lanes) {
     }
     for (int i = 0; i < 4; i++) sums[group + i / 2 * 8].of[pair + i % 2] = ((const float*)f.out)[i];
   }
-  widen(halves, a[0], 256, lanes[0]->extra);
-  widen(halves + 256, b[0], 128, lanes[0]->extra);
+  widen(halves, a[0], 256, lanes[0]->extra == (u32)Factors::BFLOAT);
+  widen(halves + 256, b[0], 128, lanes[0]->extra == (u32)Factors::BFLOAT);
   for (int k = 0; k < 16; k++)
     for (int n = 0; n < 8; n++) columns[k].of[n] = b[n][k];
   for (int m = 0; m < 16; m++) {

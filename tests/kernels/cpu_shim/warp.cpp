@@ -230,10 +230,10 @@ u32 vote(Vote kind, u32 mask, bool value, At at) {
   return got;
 }
 
-void mma(float* d, const u32* a, u32 b0, u32 b1, bool bfloat, At at) {
+void mma(float* d, const u32* a, u32 b0, u32 b1, Factors kind, At at) {
   Fiber& me = *running();
-  me.in = a, me.out = d, me.bits = (u64)b1 << 32 | b0, me.extra = bfloat;
-  gather(Kind::MMA, ~0u, bfloat, at);
+  me.in = a, me.out = d, me.bits = (u64)b1 << 32 | b0, me.extra = (u32)kind;
+  gather(Kind::MMA, ~0u, (u32)kind, at);
 }
 
 void ldmatrix(u32* r, u32 address, bool transposed, At at) {
