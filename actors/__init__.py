@@ -3,9 +3,9 @@
 Reading order: ``gateway.py`` (requests in, features parsed, lookups scattered, scores out) with
 ``inflight.py`` (its books) and ``scatter.py`` (one model's messages); ``shard.py`` (ids to pooled
 rows); ``executor.py`` and its ``serving.py``, shells around ``engine.py`` (windows in, answers out)
-and ``join.py`` (what belongs together), with ``dense.py`` (what rows are scored on). ``options.py``
-reads what a topology says to each; ``usual.py`` is what they answer alike. Tables may lie in Redis
-instead: ``redis/`` has the shard for that.
+and ``join.py`` (what belongs together), with ``block_layout.py`` (where it goes) and ``dense.py``
+(what rows are scored on). ``options.py`` reads what a topology says to each; ``usual.py`` is what
+they answer alike. Tables may lie in Redis instead: ``redis/`` has the shard for that.
 
 Which shard holds what, and so what each is asked, is ``layouts.py``; tables that are divided come
 as rows, ``fetch.py``, which an executor pools, ``pooling.py``; ``joins.py`` knows when they are

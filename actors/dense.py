@@ -31,14 +31,14 @@ AUTO: Final = "auto"
 def _check_buckets(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if value is not None and not (isinstance(value, list) and all(map(_is_bucket, value))):
         raise ValueError(
-            f"{attribute.name}: want a list of rows or of {{ rows, requests }}, each at least 1, "
-            f"got {value!r}"
+            f"{attribute.name}: want a list of rows or of {{ rows, requests }}, perhaps with a "
+            f"length, each at least 1, got {value!r}"
         )
 
 
 def _is_bucket(value: object) -> bool:
     if isinstance(value, dict):
-        named = value.keys() == {"rows", "requests"}
+        named = value.keys() - {"length"} == {"rows", "requests"}
         return named and all(type(each) is int and each > 0 for each in value.values())
     return type(value) is int and value > 0
 
@@ -56,8 +56,9 @@ class GpuOptions:
         input_dtype: ``float32``, or ``float16`` for half the bytes to the card, where features
             stay within 65,504.
         buckets: The buckets to compile: rows, or ``{ rows = 512, requests = 16 }``, where a launch
-            of so many rows has so few requests (users). Without it, powers of two at first, and
-            then as many that suit the traffic.
+            of so many rows has so few requests (users). With ``length = 20``, too, of sequences of
+            so many steps, where they may be shorter than they are. Without it, powers of two at
+            first, and then as many that suit the traffic, in rows, requests and length.
         ahead: Whether all are compiled before the executor is ready, or only the largest.
         mapped: What kernels reach in the host's memory instead of in copies: ``inputs``,
             ``scores``.

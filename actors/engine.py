@@ -15,9 +15,11 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.join import BlockLayout, Join
+from actors.block_layout import BlockLayout
+from actors.join import Join
 from actors.joins import Joins
 from kernels.executor import DenseExecutor
+from kernels.program import Bucket
 from runtime.metrics import Metrics
 from runtime.window import Slice, Window, WindowPolicy
 from transport.messages import Batch, LookupBatch, PartsLate, RowsPart, ScoresBatch
@@ -139,6 +141,7 @@ class Engine:
         if problem is not None:
             self._refuse_of(join, positions, *problem)
             return
+        join.measure(self._layout)
         refused = []
         splits, offer, now = join.row_splits, self._policy.offer, join.joined
         for position, deadline in enumerate(join.deadlines):
@@ -187,24 +190,37 @@ class Engine:
         return min((time for time in times if time is not None), default=None)
 
     def _stage(self, window: Window[Work]) -> None:
-        staging = self.dense.staging(window.lane)
+        shape = self._shape(window)
+        staging = self.dense.staging(window.lane, shape)
+        if shape is not None:
+            self._metrics.observe("window_steps", shape.length)
+            self._metrics.count("padding_steps", staging.length - shape.length)
+        layout = self._layout.at(staging.length)
         row = request = 0
         for run in _runs(window.slices):
             n_rows, n_requests = run.stop - run.start, run.last - run.first
             users = staging.user[request : request + n_requests]
-            run.join.copy_user(self._layout, users, run.first, run.last)
+            run.join.copy_user(layout, users, run.first, run.last)
             rows = staging.candidate[row : row + n_rows]
-            run.join.copy_candidates(self._layout, rows, run.start, run.stop)
+            run.join.copy_candidates(layout, rows, run.start, run.stop)
             if staging.user_bags is not None:
                 bags = staging.user_bags.part(request, request + n_requests)
-                run.join.copy_user_ids(bags, run.first, run.last)
+                run.join.copy_user_ids(layout, bags, run.first, run.last)
             if staging.candidate_bags is not None:
                 bags = staging.candidate_bags.part(row, row + n_rows)
-                run.join.copy_candidate_ids(bags, run.start, run.stop)
+                run.join.copy_candidate_ids(layout, bags, run.start, run.stop)
             row += n_rows
             request += n_requests
         counts = [each.stop - each.start for each in window.slices]
         staging.request_of_row[:row] = np.repeat(np.arange(request), counts)
+
+    def _shape(self, window: Window[Work]) -> Bucket | None:
+        """Return a window's shape, where its longest sequence matters."""
+        if self._layout.sequences is None:
+            return None
+        works = (each.key for each in window.slices)
+        length = max(work.join.lengths[work.position] for work in works)
+        return Bucket(window.n_rows, len(window.slices), length)
 
     # Answers
 

@@ -14,11 +14,11 @@ from typing import NoReturn
 
 import trio
 
+from actors.block_layout import BlockLayout
 from actors.dense import ExecutorOptions, open_dense
 from actors.engine import Engine, Work
 from actors.hot_asker import HotAsker
 from actors.hot_rows import hot_tables
-from actors.join import BlockLayout
 from actors.layouts import Layouts, placement_of
 from actors.options import read_options
 from actors.serving import LOST, Serving
@@ -125,11 +125,11 @@ class Executor:
         """Load a bundle's dense graph: in a thread, as it takes seconds."""
         spec = self._context.topology.models[model]
         placement = placement_of(spec, bundle)
-        layout = BlockLayout.of(bundle.manifest, placement, spec.replicas)
         dense = open_dense(
             bundle, self._options, self._context.name, placement.device_tables, progress
         )
         try:
+            layout = BlockLayout.of(bundle.manifest, placement, spec.replicas, dense.sequences)
             engine = self._engine(dense, bundle.manifest.version, layout)
             hot = self._hot(spec, bundle, placement, engine)
         except BaseException:

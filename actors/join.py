@@ -2,102 +2,21 @@
 
 Where tables lie on the executor's card, one more part comes from the gateway: their ids. A join is
 complete when the head and as many parts as it announces are there; its rows can then be copied into
-a lane's staging buffers.
+a lane's staging buffers, as ``block_layout.py`` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.fetch import FetchLayout
-from actors.layouts import Layouts
-from kernels.bundle.manifest import Manifest
-from kernels.device_tables import GatheredSide
+from actors.block_layout import BlockLayout, Runs
 from kernels.errors import LookupFailed
 from kernels.executor import Bags
-from kernels.lookup import ShardLayout
 from transport.messages import Batch, LookupBatch, RowsPart
-
-
-@attrs.frozen(eq=False)
-class BlockLayout:
-    """Where a model's parts and values go in the user and the candidate block.
-
-    Columns are those that are staged: of the blocks, those that no table on the card gives.
-
-    Attributes:
-        parts: The layouts of what groups pool, in the order of a batch's parts.
-        user_values: First of the value columns in the user block.
-        candidate_values: First of them in the candidate block.
-        device: How ids for the card come, as one more part.
-        fetch: The tables that come as rows, and
-        fetched: where their lookups go.
-        replicas: How many shards can send each part.
-        hot: The part that nobody but the executor itself makes; None if there is none.
-    """
-
-    parts: Sequence[tuple[ShardLayout, ShardLayout]]
-    user_values: int
-    candidate_values: int
-    device: tuple[ShardLayout, ShardLayout] | None = None
-    fetch: FetchLayout | None = None
-    fetched: tuple[ShardLayout, ShardLayout] | None = None
-    replicas: int = 1
-    hot: int | None = None
-
-    @classmethod
-    def of(cls, manifest: Manifest, layouts: Layouts, replicas: int = 1) -> BlockLayout:
-        """Make the layout of a model; shards without lookups send no part and are left out."""
-        user_values, candidate_values = len(manifest.user.values), len(manifest.candidate.values)
-        parts = layouts.part_layouts()
-        fetch = layouts.fetch
-        fetched = None if fetch is None else (fetch.user, fetch.candidate)
-        if layouts.device is None:
-            return cls(
-                parts,
-                manifest.user.width - user_values,
-                manifest.candidate.width - candidate_values,
-                fetch=fetch,
-                fetched=fetched,
-                replicas=replicas,
-                hot=layouts.hot,
-            )
-        user, candidate = layouts.device
-        return cls(
-            [(_staged(one, user), _staged(other, candidate)) for one, other in parts],
-            user.staged_width - user_values,
-            candidate.staged_width - candidate_values,
-            (user.layout, candidate.layout),
-            fetch,
-            None
-            if fetched is None
-            else (_staged(fetched[0], user), _staged(fetched[1], candidate)),
-            replicas,
-            layouts.hot,
-        )
-
-    def expected(self, head: Batch) -> list[int]:
-        """Return which parts a batch has: those of groups that pool, or have rows for it."""
-        if self.fetch is None:
-            return list(range(len(self.parts)))
-        brings: list[bool] = (head.part_rows.sum(axis=1) > 0).tolist()
-        return [
-            index
-            for index, (user, candidate) in enumerate(self.parts)
-            if user.width or candidate.width or (index < len(brings) and brings[index])
-        ]
-
-
-def _staged(layout: ShardLayout, side: GatheredSide) -> ShardLayout:
-    """Return a shard's layout with runs to staged columns instead of the block's."""
-    runs = (run._replace(block=side.staged_column(run.block)) for run in layout.runs)
-    return attrs.evolve(layout, runs=tuple(runs))
-
 
 _NO_MARKS: Final = np.empty(0, np.uint8)
 _NO_PARTS: Final = np.empty(0, np.int32)
@@ -118,6 +37,8 @@ class Join:
         ids: The part that is for the card.
         fetched: The columns that were pooled here, of the user and the candidate side.
         degraded: uint8 ``[K]``, the requests for which default rows stand for others; or empty.
+        lengths: Of sequences that may be shorter: steps of each request's longest; see
+            ``measure``.
         part_us: As in ``ScoresBatch``, where the parts have replicas; else empty.
         part_attempts: Likewise.
     """
@@ -136,6 +57,7 @@ class Join:
     ids: LookupBatch | None = None
     fetched: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
     degraded: NDArray[np.uint8] = _NO_MARKS
+    lengths: list[int] = attrs.Factory(list)
     part_us: NDArray[np.int32] = _NO_PARTS
     part_attempts: NDArray[np.int32] = _NO_PARTS
 
@@ -205,6 +127,21 @@ class Join:
                 self.degraded = layout.fetch.degraded(self.head, degraded).astype(np.uint8)
         return None
 
+    def measure(self, layout: BlockLayout) -> None:
+        """Set ``lengths`` by the masks among the values, where sequences may be shorter."""
+        sequences, head = layout.sequences, self.head
+        if sequences is None:
+            return
+        assert head is not None
+        found = sequences.lengths("user", head.user_values, layout.first_user_value)
+        rows = sequences.lengths("candidate", head.candidate_values, layout.first_candidate_value)
+        if rows is not None and len(rows):
+            # Of requests without rows, which nobody offers, this is some other row's.
+            starts = np.minimum(self.row_splits[:-1], len(rows) - 1)
+            longest = np.maximum.reduceat(rows, starts)
+            found = longest if found is None else np.maximum(found, longest)
+        self.lengths = [] if found is None else found.tolist()
+
     def _id_shapes(self) -> tuple[tuple[int, ...], ...]:
         ids = self.ids
         if ids is None:
@@ -218,10 +155,10 @@ class Join:
         """Copy requests ``first`` to ``last`` (exclusive) into ``out [last - first, width]``."""
         assert self.head is not None
         for index, part in self.parts.items():
-            _copy(layout.parts[index][0], part.user[first:last], out)
+            _copy(layout.parts[index][0].runs, part.user[first:last], out)
         if self.fetched is not None and layout.fetched is not None:
-            _copy(layout.fetched[0], self.fetched[0][first:last], out)
-        out[:, layout.user_values :] = self.head.user_values[first:last]
+            _copy(layout.fetched[0].runs, self.fetched[0][first:last], out)
+        _copy(layout.user_values, self.head.user_values[first:last], out)
 
     def copy_candidates(
         self, layout: BlockLayout, out: NDArray[np.float32], start: int, stop: int
@@ -229,26 +166,28 @@ class Join:
         """Copy rows ``start`` to ``stop`` into ``out [stop - start, width]``."""
         assert self.head is not None
         for index, part in self.parts.items():
-            _copy(layout.parts[index][1], part.candidate[start:stop], out)
+            _copy(layout.parts[index][1].runs, part.candidate[start:stop], out)
         if self.fetched is not None and layout.fetched is not None:
-            _copy(layout.fetched[1], self.fetched[1][start:stop], out)
-        out[:, layout.candidate_values :] = self.head.candidate_values[start:stop]
+            _copy(layout.fetched[1].runs, self.fetched[1][start:stop], out)
+        _copy(layout.candidate_values, self.head.candidate_values[start:stop], out)
 
-    def copy_user_ids(self, out: Bags, first: int, last: int) -> None:
+    def copy_user_ids(self, layout: BlockLayout, out: Bags, first: int, last: int) -> None:
         """Copy what requests ``first`` to ``last`` (exclusive) look up on the card."""
         assert self.ids is not None
-        out.ids[:] = self.ids.user_ids[:, first:last].T
-        out.weights[:] = self.ids.user_weights[:, first:last].T
+        kept = layout.user_ids
+        out.ids[:] = self.ids.user_ids[kept.ids, first:last].T
+        out.weights[:] = self.ids.user_weights[kept.weights, first:last].T
 
-    def copy_candidate_ids(self, out: Bags, start: int, stop: int) -> None:
+    def copy_candidate_ids(self, layout: BlockLayout, out: Bags, start: int, stop: int) -> None:
         """Copy what rows ``start`` to ``stop`` look up on the card."""
         assert self.ids is not None
-        out.ids[:] = self.ids.candidate_ids[:, start:stop].T
-        out.weights[:] = self.ids.candidate_weights[:, start:stop].T
+        kept = layout.candidate_ids
+        out.ids[:] = self.ids.candidate_ids[kept.ids, start:stop].T
+        out.weights[:] = self.ids.candidate_weights[kept.weights, start:stop].T
 
 
-def _copy(layout: ShardLayout, rows: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    for part, block, n in layout.runs:
+def _copy(runs: Runs, rows: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    for part, block, n in runs:
         out[:, block : block + n] = rows[:, part : part + n]
 
 

@@ -14,7 +14,8 @@ from typing import TypeAlias
 
 import attrs
 
-from actors.join import BlockLayout, Join
+from actors.block_layout import BlockLayout
+from actors.join import Join
 from actors.replicas import LateAfter
 from transport.messages import Batch, LookupBatch, RowsPart
 

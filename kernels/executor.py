@@ -8,6 +8,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.lengths.columns import Shortened
 from kernels.program import Bucket
 
 
@@ -40,6 +41,8 @@ class Staging:
         request_of_row: int64 or int32 ``[max_rows]``, index into ``user`` for each row.
         user_bags: Of lookups in tables that the executor holds, whose columns ``user`` then lacks.
         candidate_bags: The same of candidates.
+        length: Steps of the sequences that may be shorter, of which ``user`` and ``candidate``
+            have so many then: see ``kernels.lengths``. 0 if there are none such.
     """
 
     user: NDArray[np.floating[Any]]
@@ -47,6 +50,7 @@ class Staging:
     request_of_row: NDArray[np.signedinteger[Any]]
     user_bags: Bags | None = None
     candidate_bags: Bags | None = None
+    length: int = 0
 
 
 class DenseExecutor(Protocol):
@@ -68,11 +72,21 @@ class DenseExecutor(Protocol):
     def n_outputs(self) -> int:
         """Columns of the scores."""
 
+    @property
+    def sequences(self) -> Shortened | None:
+        """The sequences that may be shorter than they are; None if there are none."""
+
     def bucket(self, n_rows: int) -> int:
         """Return the rows of the bucket that ``n_rows`` runs in; time predictions key on it."""
 
-    def staging(self, lane: int) -> Staging:
-        """Return the buffers of a lane. They belong to the caller while the lane is idle."""
+    def staging(self, lane: int, shape: Bucket | None = None) -> Staging:
+        """Return the buffers of a lane. They belong to the caller while the lane is idle.
+
+        Args:
+            lane: The lane.
+            shape: Of what is to be staged and run next: its rows and requests, and steps of its
+                longest sequence. Without it, sequences have their whole length.
+        """
 
     def run(self, lane: int, n_requests: int, n_rows: int) -> NDArray[np.float32]:
         """Run what was staged; block until it is done. Called from a worker thread, one a lane.

@@ -21,6 +21,7 @@ from kernels.bundle.load import Bundle
 from kernels.errors import BundleError, LaunchFailed
 from kernels.executor import Staging
 from kernels.host_graph import for_host
+from kernels.program import Bucket
 
 # It has a class for each status code, with no base of their own.
 _ORT_ERRORS: Final[tuple[type[Exception], ...]] = tuple(
@@ -125,13 +126,21 @@ class HostExecutor:
         """Columns of the scores."""
         return self._n_outputs
 
+    @property
+    def sequences(self) -> None:
+        """None: a batch has all steps of each."""
+        return None
+
     def bucket(self, n_rows: int) -> int:
         """Return ``n_rows`` rounded up to three binary digits: 1 to 8, 10, 12, 14, 16, 20, ..."""
         step = 1 << max((n_rows - 1).bit_length() - 3, 0)
         return min(-(-n_rows // step) * step, self._max_rows)
 
-    def staging(self, lane: int) -> Staging:
-        """Return the buffers of a lane. They belong to the caller while the lane is idle."""
+    def staging(self, lane: int, shape: Bucket | None = None) -> Staging:
+        """Return the buffers of a lane. They belong to the caller while the lane is idle.
+
+        They are of one layout, whatever the shape.
+        """
         return self._lent[lane]
 
     def run(self, lane: int, n_requests: int, n_rows: int) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from kernels.errors import LaunchFailed
 from kernels.executor import Staging
 from kernels.ir.onnx_import import import_dense
 from kernels.ir.reference import evaluate
+from kernels.program import Bucket
 
 
 class ReferenceExecutor:
@@ -71,12 +72,20 @@ class ReferenceExecutor:
         """Columns of the scores."""
         return self._n_outputs
 
+    @property
+    def sequences(self) -> None:
+        """None: a batch has all steps of each."""
+        return None
+
     def bucket(self, n_rows: int) -> int:
         """Return ``n_rows``: nothing is padded."""
         return n_rows
 
-    def staging(self, lane: int) -> Staging:
-        """Return the buffers of a lane. They belong to the caller while the lane is idle."""
+    def staging(self, lane: int, shape: Bucket | None = None) -> Staging:
+        """Return the buffers of a lane. They belong to the caller while the lane is idle.
+
+        They are of one layout, whatever the shape.
+        """
         return self._stagings[lane]
 
     def run(self, lane: int, n_requests: int, n_rows: int) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ mean less padding, and more to compile and to keep.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, Self
+from typing import Final
 
 import attrs
 import numpy as np
@@ -66,11 +66,6 @@ class Cost:
     row_step: float = 0.0
     request_step: float = 0.0
 
-    @classmethod
-    def of_work(cls, row: Work, request: Work) -> Self:
-        """Return the seconds that a card takes for what a row, and what a request, brings."""
-        return cls(row.seconds, request.seconds)
-
     def of(self, bucket: Bucket) -> float:
         """Return what a bucket takes."""
         row = self.row + self.row_step * bucket.length
@@ -88,19 +83,22 @@ class Cost:
         return self.of(bucket), bucket
 
 
-def usual_buckets(max_rows: int, max_requests: int) -> tuple[Bucket, ...]:
-    """Return the buckets to have before traffic is known: powers of two, and the largest."""
+def usual_buckets(max_rows: int, max_requests: int, length: int = 0) -> tuple[Bucket, ...]:
+    """Return the buckets to have before traffic is known: powers of two, and the largest.
+
+    All of one length, the whole: which others are worth their compilation, traffic will tell.
+    """
     sizes = {max_rows}
     rows = _SMALLEST
     while rows < max_rows:
         sizes.add(rows)
         rows *= 2
-    return tuple(bucket_of(rows, max_requests) for rows in sorted(sizes))
+    return tuple(bucket_of(rows, max_requests, length) for rows in sorted(sizes))
 
 
-def bucket_of(rows: int, max_requests: int) -> Bucket:
+def bucket_of(rows: int, max_requests: int, length: int = 0) -> Bucket:
     """Return the bucket of so many rows: every request has a row, so it has no more requests."""
-    return Bucket(rows, min(rows, max_requests))
+    return Bucket(rows, min(rows, max_requests), length)
 
 
 def fit(buckets: Sequence[Bucket], n_rows: int, n_requests: int, length: int = 0) -> Bucket | None:

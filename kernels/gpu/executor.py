@@ -26,6 +26,7 @@ from kernels.gpu.buckets import Cost, bucket_of, choose_buckets, fit, spent, usu
 from kernels.gpu.device import Context, Device, Isolation
 from kernels.gpu.lanes import Blocks, Lane
 from kernels.gpu.traffic import Statistics, Traffic
+from kernels.lengths.columns import Shortened
 from kernels.program import Bucket, Program, Source, Target
 from kernels.store.table import StoredTable
 
@@ -82,8 +83,9 @@ class GpuExecutor:
         n_lanes: Launches at once.
         mode: How lanes are kept apart.
         buckets: The buckets to have, or their rows, where they are to have as many requests as
-            there may be; the model's largest is always one of them. If None, powers of two at
-            first, and as many that suit the traffic once that is known.
+            there may be; those without a length have the whole. The model's largest is always one
+            of them. If None, powers of two at first, and as many that suit the traffic once that is
+            known; twice as many, where sequences may be shorter.
         ahead: Whether all buckets are compiled before this returns, or only the largest.
         mapped: What kernels reach in the host's memory instead of in copies: ``inputs``,
             ``scores``.
@@ -113,13 +115,17 @@ class GpuExecutor:
         self._builder = builder
         self._progress = progress
         self._blocks = model.blocks
-        self._largest = bucket_of(model.blocks.max_rows, model.blocks.max_requests)
+        blocks = model.blocks
+        self._largest = bucket_of(blocks.max_rows, blocks.max_requests, blocks.length)
         self._wanted: tuple[Bucket, ...] = ()
         self._adapts = buckets is None
         self._ready: tuple[Bucket, ...] = ()
         self._lost: DeviceLost | None = None
         self._closed = False
         self._running: list[int | None] = [None] * n_lanes
+        # The length that was asked for, and the bucket that it is staged for; None for any of the
+        # whole length.
+        self._staged: list[tuple[int, Bucket | None]] = [(blocks.length, None)] * n_lanes
         self._traffic = Traffic(n_lanes)
         self._contexts: list[Context] = []
         self._lanes: list[Lane] = []
@@ -171,17 +177,34 @@ class GpuExecutor:
         """The tables on the card, which say what is staged."""
         return self._blocks.tables
 
+    @property
+    def sequences(self) -> Shortened | None:
+        """The sequences that may be shorter than they are."""
+        return self._blocks.sequences
+
     def bucket(self, n_rows: int) -> int:
         """Return the rows of the bucket that ``n_rows`` runs in, of those that are ready."""
         found = fit(self._ready, n_rows, 1)
         return found.rows if found is not None else self._blocks.max_rows
 
-    def staging(self, lane: int) -> Staging:
+    def staging(self, lane: int, shape: Bucket | None = None) -> Staging:
         """Return the pinned buffers of a lane. They belong to the caller while the lane is idle.
 
         Not to be used after ``close``.
+
+        Args:
+            lane: The lane.
+            shape: Of what is to be staged and run next. The bucket that holds it says how long
+                sequences are. Without it they have their whole length.
         """
-        return self._lanes[lane].staging
+        most = self._blocks.length
+        if shape is None or not most:
+            self._staged[lane] = most, None
+            return self._lanes[lane].staging(most)
+        length = max(shape.length, 1)
+        bucket = fit(self._ready, shape.rows, shape.requests, length)
+        self._staged[lane] = length, bucket
+        return self._lanes[lane].staging(most if bucket is None else bucket.length)
 
     def run(self, lane: int, n_requests: int, n_rows: int) -> NDArray[np.float32]:
         """Run what was staged; wait until it is done, without the interpreter lock.
@@ -207,7 +230,9 @@ class GpuExecutor:
             DeviceLost: As ``run``.
         """
         self._check_open()
-        bucket = fit(self._ready, n_rows, n_requests)
+        length, bucket = self._staged[lane]
+        if bucket is None or bucket.rows < n_rows or bucket.requests < n_requests:
+            bucket = self._of_length(bucket, n_rows, n_requests)
         if bucket is None or n_rows < 1:
             raise self._failed(f"no bucket for {n_requests} requests, {n_rows} rows")
         try:
@@ -218,7 +243,7 @@ class GpuExecutor:
             self._lost = error
             raise
         self._running[lane] = n_rows
-        n_launches = self._traffic.note(lane, n_requests, n_rows, bucket)
+        n_launches = self._traffic.note(lane, n_rows, n_requests, length, bucket)
         if self._adapts and n_launches % _LOOK_AFTER == 0:
             n_looks = n_launches // _LOOK_AFTER
             if n_looks & (n_looks - 1) == 0:
@@ -249,7 +274,8 @@ class GpuExecutor:
         """
         self.staging(0).request_of_row[:] = 0
         times = []
-        for n_rows in sorted({bucket.rows for bucket in self._ready}):
+        whole = [bucket.rows for bucket in self._ready if bucket.length == self._blocks.length]
+        for n_rows in sorted(set(whole)):
             self.run(0, 1, n_rows)
             start = time.perf_counter()
             self.run(0, 1, n_rows)
@@ -284,20 +310,29 @@ class GpuExecutor:
 
     # Buckets
 
+    def _of_length(self, staged: Bucket | None, n_rows: int, n_requests: int) -> Bucket | None:
+        """Return the bucket for a batch that was staged as for another, or for any."""
+        length = self._blocks.length if staged is None else staged.length
+        same = [bucket for bucket in self._ready if bucket.length == length]
+        return fit(same, n_rows, n_requests, length)
+
     def _chosen(self, given: Iterable[int | Bucket] | None) -> tuple[Bucket, ...]:
         """Return the buckets to have at first, the largest last."""
         largest = self._largest
         if given is None:
-            return usual_buckets(largest.rows, largest.requests)
+            return usual_buckets(largest.rows, largest.requests, largest.length)
         found = {largest}
         for each in given:
             bucket = bucket_of(each, largest.requests) if isinstance(each, int) else each
-            if not (1 <= bucket.rows <= largest.rows and 1 <= bucket.requests <= largest.requests):
+            if (
+                min(bucket.rows, bucket.requests) < 1
+                or fit([largest], *attrs.astuple(bucket)) is None
+            ):
                 raise ValueError(
                     f"want buckets of 1 to {largest.rows} rows and 1 to {largest.requests} "
-                    f"requests, got {bucket.rows} and {bucket.requests}"
+                    f"requests, and of sequences of up to {largest.length} steps, got {bucket}"
                 )
-            found.add(bucket)
+            found.add(attrs.evolve(bucket, length=bucket.length or largest.length))
         return self._ordered(found)
 
     def _ordered(self, buckets: Iterable[Bucket]) -> tuple[Bucket, ...]:
@@ -336,7 +371,8 @@ class GpuExecutor:
             return
         cost = self._model.cost
         traffic = self._traffic.by_shape(self._largest)
-        chosen = choose_buckets(traffic, len(self._wanted), self._largest, cost)
+        n_most = len(self._wanted) * (2 if self._blocks.length else 1)
+        chosen = choose_buckets(traffic, n_most, self._largest, cost)
         missing = [bucket for bucket in reversed(chosen) if bucket not in self._ready]
         worthwhile = (1 - _WORTHWHILE) * spent(traffic, self._ready, cost)
         if missing and spent(traffic, chosen, cost) < worthwhile:

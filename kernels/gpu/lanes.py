@@ -21,6 +21,7 @@ from kernels.executor import Bags, Staging
 from kernels.gpu.device import Context
 from kernels.gpu.loaded import CapturedGraph, LoadedProgram
 from kernels.gpu.memory import DeviceMemory, PinnedMemory
+from kernels.lengths.columns import Shortened
 from kernels.program import Bucket, Program, Role, leading_dimension
 
 T = TypeVar("T")
@@ -37,6 +38,8 @@ class Blocks:
         user_width, candidate_width: Columns; with tables on the card, elements of a staged row.
         input_dtype: float16 or float32, of ``user`` and ``candidate``.
         tables: Those on the card.
+        sequences: Those that may be shorter; None if there are none.
+        shorter: Returns the blocks of a length, narrower in what depends on it.
     """
 
     max_rows: int
@@ -46,6 +49,19 @@ class Blocks:
     n_outputs: int
     input_dtype: np.dtype[Any]
     tables: DeviceTables | None = None
+    sequences: Shortened | None = None
+    shorter: Callable[[int], Blocks] | None = None
+
+    @property
+    def length(self) -> int:
+        """Steps of a bucket that has all of them; 0 if none may have fewer."""
+        return 0 if self.sequences is None else self.sequences.most
+
+    def at(self, length: int) -> Blocks:
+        """Return the blocks of a length: a row is narrower, and there are as many."""
+        if self.shorter is None or not 0 < length < self.length:
+            return self
+        return self.shorter(length)
 
     def offsets(self) -> dict[Role, int]:
         """Return where each input lies in a lane's memory, in the order in which they are copied.
@@ -77,6 +93,23 @@ class Blocks:
     def score_bytes(self) -> int:
         """Size of a lane's scores."""
         return self.max_rows * self.n_outputs * 4
+
+
+@attrs.frozen(eq=False)
+class _Layout:
+    """How blocks of a length lie in a lane's memory.
+
+    Attributes:
+        user_bytes, candidate_bytes: From a row to the next.
+        user_gaps, candidate_gaps: Columns of each row that nobody stages and kernels read as
+            zeros; where blocks of different lengths take turns, they are zeroed for each launch.
+    """
+
+    staging: Staging
+    user_bytes: int
+    candidate_bytes: int
+    user_gaps: tuple[NDArray[Any], ...] = ()
+    candidate_gaps: tuple[NDArray[Any], ...] = ()
 
 
 @attrs.define(eq=False)
@@ -111,6 +144,7 @@ class Lane:
         self._copy_inputs = "inputs" not in mapped
         self._copy_scores = "scores" not in mapped
         self._ready: dict[Bucket, _Ready] = {}
+        self._layouts: dict[int, _Layout] = {}
         self._owned = contextlib.ExitStack()
         context.make_current()
         with contextlib.ExitStack() as on_failure:
@@ -136,26 +170,35 @@ class Lane:
         if self._tables is not None:
             self._buffers[Role.TABLES] = self._tables
         self._user_at, self._candidate_at = offsets[Role.USER], offsets[Role.CANDIDATE]
-        item = blocks.input_dtype.itemsize
-        self._user_bytes = leading_dimension(blocks.user_width) * item
-        self._candidate_bytes = leading_dimension(blocks.candidate_width) * item
+        self._pinned_inputs = pinned
         self._counts = pinned.array((2,), np.int32, offsets[Role.COUNTS])
         self._request_of_row = pinned.array(
             (blocks.max_rows,), np.int32, offsets[Role.REQUEST_OF_ROW]
         )
         self._scores = scores.array((blocks.max_rows, blocks.n_outputs), np.float32)
-        held = blocks.tables
-        user, user_bags = self._block(
-            pinned, Role.USER, blocks.max_requests, blocks.user_width, held.user if held else None
+        self._layouts[blocks.length] = self._laid_out(blocks.length)
+
+    def staging(self, length: int) -> Staging:
+        """Return the buffers, laid out for the programs of a length that were added."""
+        return self._layouts[length].staging
+
+    def _laid_out(self, length: int) -> _Layout:
+        blocks = self._blocks.at(length)
+        tables, item = blocks.tables, blocks.input_dtype.itemsize
+        user, user_bags, user_gaps = self._block(
+            Role.USER, blocks.max_requests, blocks.user_width, tables.user if tables else None
         )
-        candidate, candidate_bags = self._block(
-            pinned,
+        candidate, candidate_bags, candidate_gaps = self._block(
             Role.CANDIDATE,
             blocks.max_rows,
             blocks.candidate_width,
-            held.candidate if held else None,
+            tables.candidate if tables else None,
         )
-        self.staging = Staging(user, candidate, self._request_of_row, user_bags, candidate_bags)
+        staging = Staging(user, candidate, self._request_of_row, user_bags, candidate_bags, length)
+        steps = leading_dimension(blocks.user_width), leading_dimension(blocks.candidate_width)
+        if blocks.sequences is None:
+            user_gaps = candidate_gaps = ()
+        return _Layout(staging, steps[0] * item, steps[1] * item, user_gaps, candidate_gaps)
 
     def add(self, program: Program, cubins: Sequence[bytes]) -> None:
         """Load and capture a program; from then on its bucket can be launched.
@@ -163,6 +206,9 @@ class Lane:
         Raises:
             CudaError: It does not load.
         """
+        length = program.bucket.length
+        if length not in self._layouts:
+            self._layouts[length] = self._laid_out(length)
         loaded = LoadedProgram(self._context, program, cubins, buffers=self._buffers)
 
         def queue() -> None:
@@ -193,12 +239,17 @@ class Lane:
         self._counts[:] = n_rows, n_requests
         # Rows that are padding must not point past the bucket's users.
         self._request_of_row[n_rows : bucket.rows] = 0
+        layout = self._layouts[bucket.length]
+        for gap in layout.user_gaps:
+            gap[:n_requests] = 0
+        for gap in layout.candidate_gaps:
+            gap[:n_rows] = 0
         if self._copy_inputs:
-            head = self._user_at + n_requests * self._user_bytes
+            head = self._user_at + n_requests * layout.user_bytes
             _cuda.copy_to_device(self._inputs, self._host_inputs, head, self._stream)
-            if self._candidate_bytes:
+            if layout.candidate_bytes:
                 at = self._candidate_at
-                size = n_rows * self._candidate_bytes
+                size = n_rows * layout.candidate_bytes
                 _cuda.copy_to_device(self._inputs + at, self._host_inputs + at, size, self._stream)
         self._ready[bucket].graph.launch(self._stream)
         _cuda.event_record(self._event, self._stream)
@@ -227,18 +278,22 @@ class Lane:
         self._owned.close()
 
     def _block(
-        self, pinned: PinnedMemory, role: Role, n: int, width: int, side: GatheredSide | None
-    ) -> tuple[NDArray[np.floating[Any]], Bags | None]:
-        """Return the columns in use of a block in pinned memory, and its rows' ids."""
-        whole = pinned.array(
-            (n, leading_dimension(width)), self._blocks.input_dtype, self._blocks.offsets()[role]
+        self, role: Role, n: int, width: int, side: GatheredSide | None
+    ) -> tuple[NDArray[np.floating[Any]], Bags | None, tuple[NDArray[Any], ...]]:
+        """Return the columns in use of a block in pinned memory, its rows' ids, and its gaps."""
+        blocks = self._blocks
+        whole = self._pinned_inputs.array(
+            (n, leading_dimension(width)), blocks.input_dtype, blocks.offsets()[role]
         )
-        if side is None or not side.lookups:
-            return whole[:, :width], None
-        tail = whole[:, side.ids_at : width]
-        ids, weights = tail.view(np.int32), tail.view(np.float32)
-        bags = Bags(ids[:, : side.n_ids], weights[:, side.n_ids :])
-        return whole[:, : side.staged_width], bags
+        gaps = [whole[:, width:]]
+        bags = None
+        if side is not None and side.lookups:
+            tail = whole[:, side.ids_at : width]
+            ids, weights = tail.view(np.int32), tail.view(np.float32)
+            bags = Bags(ids[:, : side.n_ids], weights[:, side.n_ids :])
+            gaps.append(whole[:, side.staged_width : side.ids_at])
+            width = side.staged_width
+        return whole[:, :width], bags, tuple(gap for gap in gaps if gap.shape[1])
 
     def _pinned(self, size_bytes: int) -> PinnedMemory:
         return self._made(PinnedMemory(size_bytes), PinnedMemory.free)

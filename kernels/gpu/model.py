@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Final
 
+import attrs
 import numpy as np
 
 from kernels.bundle.load import Bundle
+from kernels.bundle.manifest import Manifest
 from kernels.compiler import Options, compile_graph
 from kernels.device_tables import DeviceTables
 from kernels.gpu.buckets import Cost, Work
@@ -20,12 +21,18 @@ from kernels.gpu.lanes import Blocks
 from kernels.ir.node import Graph
 from kernels.ir.onnx_import import import_dense
 from kernels.ir.reference import flops
+from kernels.lengths.bind import bind
+from kernels.lengths.columns import Shortened
+from kernels.lengths.find import find_sequences
+from kernels.lengths.side import shorten_tables
 from kernels.nvrtc import Builder, Cache, default_folder
 from kernels.passes import optimise
-from kernels.program import Bucket, Precision
+from kernels.program import Bucket, Precision, Program, Target
 
 # A process of the compiler takes 100 MB, and a model has about as many buckets.
 _WORKERS_MOST: Final = 8
+# Steps of sequences from which on it is asked what a step costs.
+_STEPS_TO_TELL: Final = 2
 
 
 def model_of(
@@ -54,36 +61,108 @@ def model_of(
     options = options or Options()
     manifest = bundle.manifest
     tables = DeviceTables.of(manifest, device_tables, options.precision) if device_tables else None
-    item = np.dtype(options.input_dtype).itemsize
     graph = import_dense(bundle.dense_model(), manifest.model)
-    blocks = Blocks(
-        max_rows=max_rows,
-        max_requests=max_requests,
-        user_width=tables.user.row_width(item) if tables else manifest.user.width,
-        candidate_width=tables.candidate.row_width(item) if tables else manifest.candidate.width,
-        n_outputs=sum(output.width for output in manifest.outputs),
-        input_dtype=np.dtype(options.input_dtype),
-        tables=tables,
-    )
-    compile_bucket = functools.partial(compile_graph, graph, options=options, tables=tables)
+    found = find_sequences(graph)
+    dense = _Dense(manifest, max_rows, max_requests, options, found.graph, found.shortened, tables)
+    if found.shortened is not None and not dense.can_be_cut():
+        dense = attrs.evolve(dense, graph=graph, sequences=None)
+    blocks = dense.blocks()
     return Model(
         name=manifest.model,
         blocks=blocks,
-        compile=compile_bucket,
-        cost=cost_of(graph, blocks, options),
+        compile=dense.compile,
+        cost=cost_of(dense.graph, blocks, options),
         table=bundle.open_table,
     )
+
+
+@attrs.frozen(eq=False)
+class _Dense:
+    """A bundle's dense graph at each length of its sequences."""
+
+    manifest: Manifest
+    max_rows: int
+    max_requests: int
+    options: Options
+    graph: Graph
+    sequences: Shortened | None
+    tables: DeviceTables | None
+
+    def can_be_cut(self) -> bool:
+        """Whether what is gathered on the card can be cut where steps end."""
+        try:
+            self.tables_at(1)
+        except ValueError:
+            return False
+        return True
+
+    def tables_at(self, length: int) -> DeviceTables | None:
+        if self.tables is None or self.sequences is None or not 0 < length < self.sequences.most:
+            return self.tables
+        return shorten_tables(self.tables, self.manifest, self.sequences, length)
+
+    def blocks(self, length: int = 0) -> Blocks:
+        """Return the blocks of a length; of the whole, if it is 0."""
+        manifest, sequences = self.manifest, self.sequences
+        item = np.dtype(self.options.input_dtype).itemsize
+        widths = {"user": manifest.user.width, "candidate": manifest.candidate.width}
+        if length and sequences is not None:
+            widths = {name: sequences.width(name, n, length) for name, n in widths.items()}
+        tables = self.tables_at(length)
+        if tables is not None:
+            widths = {
+                "user": tables.user.row_width(item),
+                "candidate": tables.candidate.row_width(item),
+            }
+        return Blocks(
+            max_rows=self.max_rows,
+            max_requests=self.max_requests,
+            user_width=widths["user"],
+            candidate_width=widths["candidate"],
+            n_outputs=sum(output.width for output in manifest.outputs),
+            input_dtype=np.dtype(self.options.input_dtype),
+            tables=tables,
+            sequences=sequences,
+            shorter=self.blocks,
+        )
+
+    def compile(self, bucket: Bucket, target: Target) -> Program:
+        """Compile for one bucket; see ``Compile``."""
+        tables = self.tables_at(bucket.length)
+        return compile_graph(self.graph, bucket, target, self.options, tables)
 
 
 def cost_of(graph: Graph, blocks: Blocks, options: Options) -> Cost:
     """Return what a row and a request bring: their bytes, and their products of matrices.
 
-    What depends on the user alone is a request's, where it is computed once a request.
+    What depends on the user alone is a request's, where it is computed once a request. What depends
+    on the length of sequences is taken to be linear in it.
     """
+    most = blocks.length
+    row, request = _seconds(graph, blocks, options, most)
+    if most < _STEPS_TO_TELL:
+        return Cost(row, request)
+    half = most // 2
+    less_row, less_request = _seconds(graph, blocks, options, half)
+    row_step = max(row - less_row, 0.0) / (most - half)
+    request_step = max(request - less_request, 0.0) / (most - half)
+    return Cost(
+        max(row - most * row_step, 0.0),
+        max(request - most * request_step, 0.0),
+        row_step,
+        request_step,
+    )
+
+
+def _seconds(graph: Graph, blocks: Blocks, options: Options, length: int) -> tuple[float, float]:
+    """Return what a row and what a request take at a length."""
+    if length:
+        graph, blocks = bind(graph, length), blocks.at(length)
     work = flops(optimise(graph, user_once=options.user_once))
     item = blocks.input_dtype.itemsize
     row_bytes = blocks.candidate_width * item + 4 * (1 + blocks.n_outputs)
-    return Cost.of_work(Work(row_bytes, work.row), Work(blocks.user_width * item, work.request))
+    request = Work(blocks.user_width * item, work.request)
+    return Work(row_bytes, work.row).seconds, request.seconds
 
 
 def open_gpu(

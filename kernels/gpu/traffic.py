@@ -12,9 +12,10 @@ from kernels.program import Bucket
 
 K = TypeVar("K", bound=Hashable)
 
-# Shapes are counted in steps of so many rows and requests, a kernel's tile, so that there are no
-# more of them than a few thousand.
-_STEP: Final = 16
+# Shapes are counted by so many rows and requests, a kernel's tile, and steps of sequences, so that
+# there are no more of them than some thousands.
+_ROWS: Final = 16
+_STEPS: Final = 8
 
 
 @attrs.frozen(kw_only=True)
@@ -26,6 +27,8 @@ class Statistics:
         rows_run, requests_run: The same with padding.
         padding: Share of ``rows_run`` that was padding.
         padding_requests: Share of ``requests_run`` that was.
+        padding_steps: Of sequences that may be shorter: share of the steps of buckets that the
+            longest sequence of a batch did not have.
         buckets: Those that are ready, the cheapest first.
         launches_by_bucket: Launches in each bucket.
     """
@@ -37,6 +40,7 @@ class Statistics:
     rows_run: int
     padding: float
     padding_requests: float
+    padding_steps: float
     buckets: tuple[Bucket, ...]
     launches_by_bucket: dict[Bucket, int]
 
@@ -45,10 +49,11 @@ class Statistics:
 class _Counts:
     """What one lane launched. Shapes are tuples: attrs classes hash several times slower."""
 
-    by_shape: Counter[tuple[int, int]] = attrs.field(factory=Counter)
+    by_shape: Counter[tuple[int, int, int]] = attrs.field(factory=Counter)
     by_bucket: Counter[Bucket] = attrs.field(factory=Counter)
     rows: int = 0
     requests: int = 0
+    steps: int = 0
     launches: int = 0
 
 
@@ -59,13 +64,15 @@ class Traffic:
         # Kept a lane, so that no two threads write to one.
         self._lanes = [_Counts() for _ in range(n_lanes)]
 
-    def note(self, lane: int, n_requests: int, n_rows: int, bucket: Bucket) -> int:
-        """Count a launch; return how many there were on its lane."""
+    def note(self, lane: int, rows: int, requests: int, length: int, bucket: Bucket) -> int:
+        """Count a launch of a batch of a shape; return how many there were on its lane."""
         counts = self._lanes[lane]
-        counts.by_shape[(n_rows - 1) // _STEP, (n_requests - 1) // _STEP] += 1
+        places = (rows - 1) // _ROWS, (requests - 1) // _ROWS, (length + _STEPS - 1) // _STEPS
+        counts.by_shape[places] += 1
         counts.by_bucket[bucket] += 1
-        counts.rows += n_rows
-        counts.requests += n_requests
+        counts.rows += rows
+        counts.requests += requests
+        counts.steps += length
         counts.launches += 1
         return counts.launches
 
@@ -74,16 +81,17 @@ class Traffic:
         self._lanes[lane] = _Counts()
 
     def by_shape(self, largest: Bucket) -> dict[Bucket, int]:
-        """Return how many batches had so many rows and requests, up to a tile more.
+        """Return how many batches had so many rows, requests and steps, up to a tile more.
 
         Args:
             largest: Holds every batch.
         """
         found: Counter[Bucket] = Counter()
-        for (rows, requests), count in _sum(each.by_shape for each in self._lanes).items():
+        for (rows, requests, steps), count in _sum(each.by_shape for each in self._lanes).items():
             shape = Bucket(
-                min((rows + 1) * _STEP, largest.rows),
-                min((requests + 1) * _STEP, largest.requests),
+                min((rows + 1) * _ROWS, largest.rows),
+                min((requests + 1) * _ROWS, largest.requests),
+                min(steps * _STEPS, largest.length),
             )
             found[shape] += count
         return dict(found)
@@ -98,6 +106,8 @@ class Traffic:
         rows = sum(each.rows for each in self._lanes)
         requests = sum(each.requests for each in self._lanes)
         rows_run = sum(bucket.rows * count for bucket, count in by_bucket.items())
+        steps = sum(each.steps for each in self._lanes)
+        steps_run = sum(bucket.length * count for bucket, count in by_bucket.items())
         requests_run = sum(bucket.requests * count for bucket, count in by_bucket.items())
         return Statistics(
             launches=sum(by_bucket.values()),
@@ -107,6 +117,7 @@ class Traffic:
             rows_run=rows_run,
             padding=_share(rows, rows_run),
             padding_requests=_share(requests, requests_run),
+            padding_steps=_share(steps, steps_run),
             buckets=tuple(buckets),
             launches_by_bucket=dict(sorted(by_bucket.items())),
         )

@@ -145,14 +145,15 @@ def launches(
     """Return what executors made of the requests, all of them together.
 
     ``launches_per_request`` counts windows; ``padding`` is the share of the rows that were run on a
-    card and that nobody asked for, ``padding_requests`` that of the requests. They are left out
-    where executors do not tell.
+    card and that nobody asked for, ``padding_requests`` that of the requests, ``padding_steps``
+    that of the steps of sequences, of which a window's longest counts. They are left out where
+    executors do not tell.
 
     Args:
         before: Statistics when the run began: counters count from there.
         after: Statistics since then.
     """
-    n_launches = n_requests = n_rows = 0.0
+    n_launches = n_requests = n_rows = n_steps = 0.0
     padding: dict[str, float] = {}
     for actor, snapshot in after.items():
         requests, rows = snapshot.get("window_requests"), snapshot.get("window_rows")
@@ -161,7 +162,10 @@ def launches(
         n_launches += requests["n"]
         n_requests += requests["n"] * requests["mean"]
         n_rows += rows["n"] * rows["mean"]
-        for name in ("padding_rows", "padding_requests"):
+        steps = snapshot.get("window_steps")
+        if steps:
+            n_steps += steps["n"] * steps["mean"]
+        for name in ("padding_rows", "padding_requests", "padding_steps"):
             if name in snapshot:
                 n_padding = snapshot[name] - before.get(actor, {}).get(name, 0)
                 padding[name] = padding.get(name, 0.0) + n_padding
@@ -174,6 +178,7 @@ def launches(
     for key, name, n in (
         ("padding", "padding_rows", n_rows),
         ("padding_requests", "padding_requests", n_requests),
+        ("padding_steps", "padding_steps", n_steps),
     ):
         if name in padding:
             found[key] = round(padding[name] / (n + padding[name]), 4)

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from actors import executor as module
+from actors.block_layout import BlockLayout
 from actors.dense import ExecutorOptions, open_dense
-from actors.join import BlockLayout
 from actors.joins import Joins
 from actors.layouts import placement_of
 from kernels.bundle.load import Bundle, load_bundle
@@ -22,7 +22,7 @@ from kernels.device_tables import ALL, DeviceTables, GatheredSide
 from kernels.executor import Bags, Staging
 from kernels.gpu.executor import GpuExecutor
 from kernels.host import HostExecutor
-from kernels.program import Precision, Role
+from kernels.program import Bucket, Precision, Role
 from runtime.errors import StartError
 from runtime.service import Service
 from runtime.topology import ModelSpec, all_in_one
@@ -37,6 +37,7 @@ class Gathering:
     """Gathers as a card would, in numpy, and runs the dense graph on the host."""
 
     n_lanes = 1
+    sequences = None
 
     def __init__(
         self, bundle: Bundle, options: ExecutorOptions, device_tables: Collection[str]
@@ -67,7 +68,7 @@ class Gathering:
     def measure(self) -> list[tuple[int, float]]:
         return []
 
-    def staging(self, lane: int) -> Staging:
+    def staging(self, lane: int, shape: Bucket | None = None) -> Staging:
         return self._staging
 
     def run(self, lane: int, n_requests: int, n_rows: int) -> NDArray[np.float32]:

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from actors.block_layout import BlockLayout
 from actors.engine import Engine, Work
-from actors.join import BlockLayout
 from kernels.executor import Staging
 from kernels.lookup import ShardLayout
+from kernels.program import Bucket
 from kernels.shards import Run
 from runtime.metrics import Metrics
 from runtime.window import Window, WindowPolicy
@@ -23,6 +24,8 @@ WIDTH = 3
 
 class Adder:
     """A dense graph that adds the user's number and the candidate's, so each score is known."""
+
+    sequences = None
 
     def __init__(self, max_rows: int, n_lanes: int = 1) -> None:
         self.n_lanes, self.max_rows, self.max_requests, self.n_outputs = n_lanes, max_rows, 8, 1
@@ -39,7 +42,7 @@ class Adder:
     def bucket(self, n_rows: int) -> int:
         return n_rows
 
-    def staging(self, lane: int) -> Staging:
+    def staging(self, lane: int, shape: Bucket | None = None) -> Staging:
         return self.stagings[lane]
 
     def run(self, lane: int, n_requests: int, n_rows: int) -> NDArray[np.float32]:
@@ -89,7 +92,7 @@ class Bench:
         self.engine = Engine(
             version="v",
             dense=self.dense,
-            layout=BlockLayout(layouts, user_values=1, candidate_values=2),
+            layout=BlockLayout(layouts, user_values=(), candidate_values=(Run(0, 2, 1),)),
             policy=WindowPolicy(
                 max_rows=max_rows,
                 max_requests=8,

@@ -43,6 +43,7 @@ class Sums:
     """A dense graph that adds up all that it is given, on the host."""
 
     n_lanes = n_outputs = 1
+    sequences = None
 
     def __init__(self, blocks: Blocks) -> None:
         self.max_rows, self.max_requests = blocks.max_rows, blocks.max_requests
@@ -55,7 +56,7 @@ class Sums:
     def bucket(self, n_rows: int) -> int:
         return n_rows
 
-    def staging(self, lane: int) -> Staging:
+    def staging(self, lane: int, shape: Bucket | None = None) -> Staging:
         return self._staging
 
     def run(self, lane: int, n_requests: int, n_rows: int) -> NDArray[np.float32]:

@@ -6,10 +6,12 @@ import attrs
 import numpy as np
 import pytest
 
-from actors.join import BlockLayout, Join
+from actors.block_layout import BlockLayout
+from actors.join import Join
 from actors.joins import Joins
 from kernels.bundle.manifest import Lookup, SideLayout, SideName, Source
 from kernels.lookup import ShardLayout, shard_layout
+from kernels.shards import Run
 from transport.messages import Batch, RowsPart
 
 N_ROWS = [2, 0, 3]
@@ -50,7 +52,8 @@ def layouts() -> list[tuple[ShardLayout, ShardLayout]]:
     ]
 
 
-LAYOUT = BlockLayout(layouts(), user_values=6, candidate_values=6)
+VALUES = (Run(0, 6, 2),)
+LAYOUT = BlockLayout(layouts(), user_values=VALUES, candidate_values=VALUES)
 RNG = np.random.default_rng(7)
 USER = RNG.standard_normal((len(N_ROWS), 8)).astype(np.float32)
 CANDIDATE = RNG.standard_normal((sum(N_ROWS), 8)).astype(np.float32)

@@ -6,7 +6,8 @@ import attrs
 import numpy as np
 import pytest
 
-from actors.join import BlockLayout, Join
+from actors.block_layout import BlockLayout
+from actors.join import Join
 from actors.joins import Joins
 from kernels.lookup import ShardLayout
 from transport.messages import Batch, RowsPart
@@ -19,7 +20,7 @@ def layout(replicas: int = 2) -> BlockLayout:
         tables=(), lookups=(), id_rows=NOTHING, weight_rows=NOTHING, width=0, runs=()
     )
     one = attrs.evolve(none, width=1)
-    return BlockLayout([(none, one), (none, one)], 0, 2, replicas=replicas)
+    return BlockLayout([(none, one), (none, one)], (), (), replicas=replicas)
 
 
 def head(seq: int = 1, budget_us: int = 50_000) -> Batch:

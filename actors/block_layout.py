@@ -1,0 +1,210 @@
+"""Where a batch's parts and values go in the user and the candidate block.
+
+A block of fewer steps (``kernels.lengths``) has a layout of its own: the same runs of columns, less
+those of the steps that it lacks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, TypeAlias
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.fetch import FetchLayout
+from actors.layouts import Layouts
+from kernels.bundle.manifest import Manifest, SideLayout, SideName
+from kernels.device_tables import GatheredSide
+from kernels.lengths.columns import Shortened
+from kernels.lengths.side import shorten_side
+from kernels.lookup import ShardLayout
+from kernels.shards import Run
+from transport.messages import Batch
+
+Runs: TypeAlias = tuple[Run, ...]
+
+
+@attrs.frozen(eq=False)
+class KeptIds:
+    """Which of the ids and weights that come for the card are staged."""
+
+    ids: slice | NDArray[np.intp]
+    weights: slice | NDArray[np.intp]
+
+
+_ALL_IDS: Final = KeptIds(slice(None), slice(None))
+
+
+@attrs.frozen(eq=False)
+class BlockLayout:
+    """Where a model's parts and values go in the user and the candidate block.
+
+    Columns are those that are staged: of the blocks, those that no table on the card gives.
+
+    Attributes:
+        parts: The layouts of what groups pool, in the order of a batch's parts.
+        user_values: From the batch's user values to the user block.
+        candidate_values: The same of candidates.
+        device: How ids for the card come, as one more part.
+        fetch: The tables that come as rows, and
+        fetched: where their lookups go.
+        replicas: How many shards can send each part.
+        hot: The part that nobody but the executor itself makes; None if there is none.
+        sequences: Those that may be shorter than they are; None if there are none.
+        first_user_value: The column of the whole user block that the first value is.
+        first_candidate_value: The same of candidates.
+        user_ids, candidate_ids: What is staged of the ids for the card.
+        shorter: Makes the layout of a length.
+    """
+
+    parts: Sequence[tuple[ShardLayout, ShardLayout]]
+    user_values: Runs
+    candidate_values: Runs
+    device: tuple[ShardLayout, ShardLayout] | None = None
+    fetch: FetchLayout | None = None
+    fetched: tuple[ShardLayout, ShardLayout] | None = None
+    replicas: int = 1
+    hot: int | None = None
+    sequences: Shortened | None = None
+    first_user_value: int = 0
+    first_candidate_value: int = 0
+    user_ids: KeptIds = _ALL_IDS
+    candidate_ids: KeptIds = _ALL_IDS
+    shorter: Callable[[int], BlockLayout] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        manifest: Manifest,
+        layouts: Layouts,
+        replicas: int = 1,
+        sequences: Shortened | None = None,
+    ) -> BlockLayout:
+        """Make the layout of a model; shards without lookups send no part and are left out.
+
+        Args:
+            manifest: The model's.
+            layouts: What its shards, and the card, are asked.
+            replicas: How many shards can send each part.
+            sequences: Those that may be shorter; where there are any, ``at`` makes more layouts.
+        """
+        if sequences is None:
+            return _laid_out(manifest, layouts, replicas, None, 0)
+        whole = _laid_out(manifest, layouts, replicas, sequences, sequences.most)
+        # There are as many lengths as buckets have, some: each layout is made once.
+        shorter = functools.cache(
+            functools.partial(_laid_out, manifest, layouts, replicas, sequences)
+        )
+        return attrs.evolve(whole, shorter=shorter)
+
+    def at(self, length: int) -> BlockLayout:
+        """Return the layout of blocks of a length."""
+        if self.shorter is None or self.sequences is None or not 0 < length < self.sequences.most:
+            return self
+        return self.shorter(length)
+
+    def expected(self, head: Batch) -> list[int]:
+        """Return which parts a batch has: those of groups that pool, or have rows for it."""
+        if self.fetch is None:
+            return list(range(len(self.parts)))
+        brings: list[bool] = (head.part_rows.sum(axis=1) > 0).tolist()
+        return [
+            index
+            for index, (user, candidate) in enumerate(self.parts)
+            if user.width or candidate.width or (index < len(brings) and brings[index])
+        ]
+
+
+@attrs.frozen(eq=False)
+class _Side:
+    """One side's block at a length.
+
+    Attributes:
+        kept: Columns of the whole block that it has: from, to (exclusive).
+        gathered: What the card is asked, if tables lie there.
+        whole: The same of the whole block.
+    """
+
+    kept: list[tuple[int, int]]
+    gathered: GatheredSide | None
+    whole: GatheredSide | None
+
+    @classmethod
+    def of(
+        cls,
+        name: SideName,
+        side: SideLayout,
+        whole: GatheredSide | None,
+        tables: Iterable[str],
+        sequences: Shortened | None,
+        length: int,
+    ) -> _Side:
+        if sequences is None or length == sequences.most:
+            return cls([(0, side.width)], whole, whole)
+        kept = sequences.kept(name, side.width, length)
+        if whole is None:
+            return cls(kept, None, None)
+        short = shorten_side(side, name, sequences, length)
+        return cls(kept, GatheredSide.of(short, set(tables)), whole)
+
+    def runs(self, runs: Iterable[Run]) -> Runs:
+        """Return runs to the whole block as runs to what is staged."""
+        found = []
+        for run in runs:
+            at = 0
+            for start, stop in self.kept:
+                low, high = max(run.block, start), min(run.block + run.width, stop)
+                if low < high:
+                    column = at + low - start
+                    if self.gathered is not None:
+                        column = self.gathered.staged_column(column)
+                    found.append(Run(run.part + low - run.block, column, high - low))
+                at += stop - start
+        return tuple(found)
+
+    def layout(self, layout: ShardLayout) -> ShardLayout:
+        """Return a shard's layout with runs to what is staged."""
+        return attrs.evolve(layout, runs=self.runs(layout.runs))
+
+    def ids(self) -> KeptIds:
+        """Return which of the ids that come for the card are staged."""
+        if self.whole is self.gathered or self.whole is None or self.gathered is None:
+            return _ALL_IDS
+        whole, short = self.whole.layout, self.gathered.layout
+        return KeptIds(
+            np.searchsorted(whole.id_rows, short.id_rows),
+            np.searchsorted(whole.weight_rows, short.weight_rows),
+        )
+
+
+def _laid_out(
+    manifest: Manifest,
+    layouts: Layouts,
+    replicas: int,
+    sequences: Shortened | None,
+    length: int,
+) -> BlockLayout:
+    tables, device = layouts.device_tables, layouts.device
+    whole = device or (None, None)
+    user = _Side.of("user", manifest.user, whole[0], tables, sequences, length)
+    rows = _Side.of("candidate", manifest.candidate, whole[1], tables, sequences, length)
+    fetch = layouts.fetch
+    firsts = [side.width - len(side.values) for side in (manifest.user, manifest.candidate)]
+    return BlockLayout(
+        parts=[(user.layout(one), rows.layout(other)) for one, other in layouts.part_layouts()],
+        user_values=user.runs([Run(0, firsts[0], len(manifest.user.values))]),
+        candidate_values=rows.runs([Run(0, firsts[1], len(manifest.candidate.values))]),
+        device=None if device is None else (device[0].layout, device[1].layout),
+        fetch=fetch,
+        fetched=None if fetch is None else (user.layout(fetch.user), rows.layout(fetch.candidate)),
+        replicas=replicas,
+        hot=layouts.hot,
+        sequences=sequences,
+        first_user_value=firsts[0],
+        first_candidate_value=firsts[1],
+        user_ids=user.ids(),
+        candidate_ids=rows.ids(),
+    )

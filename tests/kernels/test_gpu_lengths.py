@@ -1,0 +1,180 @@
+"""Buckets of fewer steps in the GPU executor, over the real bindings and a fake driver."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import numpy as np
+import pytest
+
+from kernels.bundle.load import load_bundle
+from kernels.device_tables import ALL, DeviceTables
+from kernels.gpu import executor as module
+from kernels.gpu.executor import GpuExecutor, Model
+from kernels.gpu.model import model_of
+from kernels.lengths.columns import Shortened, Stretch
+from kernels.lengths.side import shorten_side, shorten_tables
+from kernels.program import Bucket, Pointer, Program, Role, Target
+from tests import attending
+from tests.kernels.gpu_help import FakeCuda, fake_cuda, score_program
+
+__all__ = ["fake_cuda"]
+ROWS, REQUESTS, STEPS = 64, 16, attending.STEPS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return attending.build(tmp_path_factory.mktemp("attending"))
+
+
+@pytest.fixture
+def model(folder: Path) -> Model:
+    """The model, with programs that the fake card can run: ``candidate.sum() + user[0]``."""
+
+    def compile_program(bucket: Bucket, target: Target) -> Program:
+        at = made.blocks.at(bucket.length)
+        return score_program(
+            bucket, target, user_width=at.user_width, candidate_width=at.candidate_width
+        )
+
+    made = model_of(load_bundle(folder), max_rows=ROWS, max_requests=REQUESTS)
+    return attrs.evolve(made, compile=compile_program)
+
+
+def test_the_staging_is_that_of_the_bucket(fake_cuda: FakeCuda, model: Model) -> None:
+    given = [Bucket(ROWS, REQUESTS, 8), Bucket(32, 4, 8), Bucket(ROWS, REQUESTS, 16)]
+    executor = GpuExecutor(model, fake_cuda.builder, buckets=given)
+    assert executor.sequences is model.blocks.sequences
+    whole = executor.staging(0)
+    assert (whole.length, whole.user.shape) == (STEPS, (REQUESTS, 8 + STEPS * 9))
+    for shape, length in (
+        (Bucket(10, 2, 0), 8),
+        (Bucket(10, 2, 8), 8),
+        (Bucket(10, 2, 9), 16),
+        (Bucket(10, 2, 17), STEPS),
+    ):
+        staging = executor.staging(0, shape)
+        assert (staging.length, staging.user.shape[1]) == (length, 8 + length * 9)
+        bucket = executor.start(0, shape.requests, shape.rows)
+        executor.finish(0)
+        assert bucket.length == length
+        assert bucket.rows == (32 if length == 8 else ROWS)
+    # What was staged stays so until it is staged anew, whatever is run of it.
+    executor.staging(0, Bucket(10, 2, 8))
+    assert executor.start(0, 16, 64) == Bucket(ROWS, REQUESTS, 8)
+    executor.finish(0)
+    executor.staging(0)
+    assert executor.start(0, 1, 1).length == STEPS
+    executor.finish(0)
+    assert [rows for rows, _ in executor.measure()] == [ROWS]
+    executor.close()
+
+
+def test_fewer_steps_are_fewer_bytes_to_copy(fake_cuda: FakeCuda, model: Model) -> None:
+    executor = GpuExecutor(model, fake_cuda.builder, buckets=[Bucket(ROWS, REQUESTS, 8)])
+    copied = []
+    for length in (STEPS, 8):
+        executor.staging(0, Bucket(10, 3, length))
+        before, allocated = fake_cuda.copied_bytes, fake_cuda.allocations
+        executor.run(0, 3, 10)
+        copied.append(fake_cuda.copied_bytes - before)
+        assert fake_cuda.allocations == allocated
+    heads = 256 + 4 * ROWS + 10 * 8 * 4
+    assert copied == [heads + 3 * 4 * 224, heads + 3 * 4 * 80]
+    executor.close()
+
+
+def test_gaps_of_rows_are_zeros_whatever_lay_there(fake_cuda: FakeCuda, model: Model) -> None:
+    """Kernels read rows up to a multiple of 8 columns."""
+    addresses = []
+
+    def noted(bucket: Bucket, target: Target) -> Program:
+        program = model.compile(bucket, target)
+        arguments = (Pointer(Role.USER), *program.launches[0].arguments[1:])
+        addresses.append(arguments)
+        return attrs.evolve(
+            program, launches=(attrs.evolve(program.launches[0], arguments=arguments),)
+        )
+
+    odd = 7  # 71 columns of 72
+    given = [Bucket(ROWS, REQUESTS, odd)]
+    executor = GpuExecutor(attrs.evolve(model, compile=noted), fake_cuda.builder, buckets=given)
+    executor.staging(0).user[:] = np.nan
+    executor.run(0, 3, 10)
+    staging = executor.staging(0, Bucket(10, 3, odd))
+    assert staging.user.shape[1] == 8 + odd * 9 == 71
+    executor.run(0, 3, 10)
+    base = staging.user
+    padded = np.lib.stride_tricks.as_strided(base, (REQUESTS, 72), base.strides)
+    assert (padded[:3, 71] == 0).all()
+    assert np.isnan(padded[3:, 71]).any()
+    executor.close()
+
+
+def test_lengths_adapt_to_the_traffic(
+    fake_cuda: FakeCuda, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_AFTER", 10)
+    executor = GpuExecutor(model, fake_cuda.builder)
+    assert executor.statistics().buckets == (Bucket(ROWS, REQUESTS, STEPS),)
+    for length in (3, 5) * 5:
+        executor.staging(0, Bucket(10, 2, length))
+        executor.run(0, 2, 10)
+    executor.settle()
+    assert executor.staging(0, Bucket(10, 2, 5)).length == 8
+    assert executor.start(0, 2, 10) == Bucket(16, REQUESTS, 8)
+    executor.finish(0)
+    statistics = executor.statistics()
+    assert statistics.padding_steps == pytest.approx(1 - 45 / (10 * STEPS + 8))
+    executor.close()
+
+
+def test_nonsense_lengths_are_refused(fake_cuda: FakeCuda, model: Model) -> None:
+    with pytest.raises(ValueError, match=r"sequences of up to 24 steps, got 8 rows .* 25 steps"):
+        GpuExecutor(model, fake_cuda.builder, buckets=[Bucket(8, 8, 25)])
+    plain = attrs.evolve(model.blocks, sequences=None, shorter=None)
+    with pytest.raises(ValueError, match=r"sequences of up to 0 steps, got 8 rows .* 4 steps"):
+        GpuExecutor(attrs.evolve(model, blocks=plain), fake_cuda.builder, buckets=[Bucket(8, 8, 4)])
+
+
+def test_what_steps_cost_is_told_from_what_does_not_depend_on_them(model: Model) -> None:
+    cost, blocks = model.cost, model.blocks
+    assert cost.request_step > 0
+    assert cost.row_step > 0
+    whole = Bucket(1, 0, STEPS)
+    flops_and_bytes = cost.of(whole)
+    assert flops_and_bytes == pytest.approx(cost.row + STEPS * cost.row_step)
+    assert blocks.at(STEPS) is blocks
+    assert blocks.at(0) is blocks
+
+
+def test_lookups_of_a_side_are_cut_where_their_steps_end(folder: Path) -> None:
+    manifest = load_bundle(folder).manifest
+    (users, history) = manifest.user.lookups
+    assert (users.n_ids, history.n_ids, history.offset) == (1, STEPS, 8)
+    rows, mask = Stretch("user", 8, STEPS, 8), Stretch("user", 200, STEPS, 1)
+    sequences = Shortened(stretches=(rows, mask), marks=())
+    short = shorten_side(manifest.user, "user", sequences, 5)
+    assert short.width == 8 + 5 * 9
+    assert [lookup.n_ids for lookup in short.lookups] == [1, 5]
+    assert short.values == manifest.user.values[:5]
+    assert shorten_side(manifest.candidate, "candidate", sequences, 5) == manifest.candidate
+    tables = DeviceTables.of(manifest, ALL)
+    cut = shorten_tables(tables, manifest, sequences, 5)
+    assert (cut.tables, cut.size_bytes) == (tables.tables, tables.size_bytes)
+    assert (cut.user.n_ids, tables.user.n_ids) == (6, 1 + STEPS)
+    halves = Shortened(stretches=(Stretch("user", 8, 2 * STEPS, 4),), marks=())
+    with pytest.raises(ValueError, match="are no rows of"):
+        shorten_side(manifest.user, "user", halves, 5)
+
+
+def test_a_lookup_of_two_sequences_becomes_two(folder: Path) -> None:
+    manifest = load_bundle(folder).manifest
+    half = STEPS // 2
+    two = tuple(Stretch("user", 8 + n * half * 8, half, 8) for n in range(2))
+    short = shorten_side(manifest.user, "user", Shortened(stretches=two, marks=()), 3)
+    first = manifest.user.lookups[1].first_id
+    found = [(lookup.first_id - first, lookup.n_ids, lookup.offset) for lookup in short.lookups[1:]]
+    assert found == [(0, 3, 8), (half, 3, 32)]
+    assert short.width == 8 + 2 * 3 * 8 + STEPS
