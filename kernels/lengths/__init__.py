@@ -23,6 +23,6 @@ itself. A SOFTMAX over steps that are all masked out spreads over the whole leng
 one, a request without any step that counts needs all of them.
 
 ``find.py`` chooses the inputs and marks to begin with; ``bind.py`` makes of the graph, in which
-``Steps`` now stand for the axes, that of one length; ``side.py`` of a bundle's manifest. Read ``columns``, ``kinds``, ``values``,
-``rules``, ``walk``, ``find``, ``bind``, ``side``.
+``Steps`` now stand for the axes, that of one length; ``side.py`` does so of a bundle's manifest.
+Read ``columns``, ``kinds``, ``values``, ``rules``, ``walk``, ``find``, ``bind``, ``side``.
 """
