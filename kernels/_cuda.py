@@ -56,7 +56,8 @@ _LOST: Final = frozenset(
 )
 TENSOR_MAP_BYTES: Final = 128
 _TENSOR_MAP_ALIGNMENT: Final = 64
-_FLOAT16: Final = 6  # CU_TENSOR_MAP_DATA_TYPE_FLOAT16; a copy does not look inside an element
+# CU_TENSOR_MAP_DATA_TYPE_UINT8 and _FLOAT16: a copy does not look inside an element.
+_ELEMENTS: Final = {1: 0, 2: 6}
 _SWIZZLES: Final = {0: 0, 32: 1, 64: 2, 128: 3}  # CUtensorMapSwizzle
 _L2_PROMOTION_256: Final = 3
 
@@ -407,8 +408,9 @@ def encode_tensor_map(
     box_rows: int,
     box_columns: int,
     swizzle_bytes: int,
+    element_bytes: int = 2,
 ) -> bytes:
-    """Return the 128 bytes of a 2-D tensor map of 16-bit elements.
+    """Return the 128 bytes of a 2-D tensor map of elements of 2 bytes, or of 1.
 
     Through the library itself: the binding encodes into memory that it does not align to the 64
     bytes that the driver asks for.
@@ -421,7 +423,7 @@ def encode_tensor_map(
     aligned = start + -start % _TENSOR_MAP_ALIGNMENT
     result = _library().cuTensorMapEncodeTiled(
         ctypes.c_void_p(aligned),
-        ctypes.c_int(_FLOAT16),
+        ctypes.c_int(_ELEMENTS[element_bytes]),
         ctypes.c_uint32(2),
         ctypes.c_void_p(address),
         (ctypes.c_uint64 * 2)(columns, rows),

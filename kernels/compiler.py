@@ -10,11 +10,13 @@ import numpy as np
 
 from kernels.device_tables import DeviceTables, GatheredSide
 from kernels.errors import GraphError
+from kernels.fp8 import Fp8
 from kernels.ir.node import Graph, Lead, Node, Op
 from kernels.ir.reference import flops
 from kernels.lengths.bind import bind, has_steps
 from kernels.passes import expand, optimise
 from kernels.passes.expand import expand_norms
+from kernels.plan.eights import Eights, plan_eights
 from kernels.plan.facts import launch_facts
 from kernels.plan.gather import INCLUDE, Gather
 from kernels.plan.matrix import ELEMENTS, Matrix
@@ -23,7 +25,13 @@ from kernels.plan.phases import SEQUENCES, Kind, Phase, plan_phases
 from kernels.plan.sequence_phase import sequence_launch, unsupported
 from kernels.plan.tile import TileBuilder, TileShape
 from kernels.plan.tile_kernel import TileKernel, assemble, describe, has_streams, launch
-from kernels.plan.wide_phase import wide_inputs, wide_layer, wide_matrix
+from kernels.plan.wide_phase import (
+    quantised,
+    wide_inputs,
+    wide_layer,
+    wide_matrix,
+    wide_staged,
+)
 from kernels.program import (
     Bucket,
     Launch,
@@ -62,6 +70,8 @@ class Options:
         user_once: Whether what depends on the user alone is computed once a request.
         wide: Whether large Linears may get launches of their own.
         tile: Forces the cut of all tiles, for experiments.
+        fp8: Floats of eight bits for Linears with launches of their own, on sm_90a; scales and all
+            are in there. Values are ``precision`` elsewhere.
     """
 
     precision: Precision = Precision.FP16
@@ -69,6 +79,7 @@ class Options:
     user_once: bool = True
     wide: bool = True
     tile: TileShape | None = None
+    fp8: Fp8 | None = None
 
 
 def compile_graph(
@@ -115,6 +126,8 @@ class _Compiler:
     notes: list[str] = attrs.field(factory=list)
     facts: list[LaunchFacts] = attrs.field(factory=list)
     gathers: dict[Lead, Gather] = attrs.field(factory=dict)
+    eights: Eights = attrs.field(factory=Eights)
+    as_eights: dict[Node, Matrix] = attrs.field(factory=dict)
 
     def program(self) -> Program:
         options, bucket = self.options, self.bucket
@@ -128,6 +141,9 @@ class _Compiler:
             inputs_in_halves=options.input_dtype == options.precision.storage,
         )
         phases = self._with_gathers(phases)
+        if options.fp8 is not None:
+            self._check_fp8()
+            self.eights = plan_eights(phases, options.fp8)
         for index, phase in enumerate(phases):
             self._phase(graph, phase, index)
         widths = {name: self._row_width(name, node) for name, node in graph.inputs.items()}
@@ -151,6 +167,13 @@ class _Compiler:
             notes=tuple(self.notes),
             facts=tuple(self.facts),
         )
+
+    def _check_fp8(self) -> None:
+        if self.target.arch != "sm_90a":
+            raise GraphError(f"floats of eight bits need sm_90a (Hopper), not {self.target.arch}")
+        if not self.options.precision.has_halves:
+            precision = self.options.precision
+            raise GraphError(f"floats of eight bits go with fp16 or bf16 elsewhere, not {precision}")
 
     def _lowered(self) -> Graph:
         """Return the graph as the planner takes it: what has no kernel is written out."""
@@ -211,6 +234,11 @@ class _Compiler:
         element = ELEMENTS[self.options.precision]
         return self._in_scratch(Matrix(Pointer(Role.SCRATCH), lead, node.width, ld, element))
 
+    def _scratch_eights(self, node: Node) -> Matrix:
+        assert node.lead is not None
+        ld = -(-node.width // 16) * 16  # a tensor map's rows are a multiple of 16 bytes
+        return self._in_scratch(Matrix(Pointer(Role.SCRATCH), node.lead, node.width, ld, "E4m3"))
+
     def _in_scratch(self, matrix: Matrix) -> Matrix:
         """Return a matrix moved to a place of its own."""
         placed = attrs.evolve(matrix, pointer=Pointer(Role.SCRATCH, self.scratch))
@@ -224,18 +252,22 @@ class _Compiler:
             if output is graph.output:
                 n = output.width
                 targets[output] = Matrix(Pointer(Role.SCORES), Lead.ROWS, n, n, "Float32")
-            else:
+            elif output not in self.eights.only:
                 targets[output] = self._scratch(output)
+            if output in self.eights.scales:
+                self.as_eights[output] = self._scratch_eights(output)
         weights = self.weights.size
         cut: TileKernel | WideConfig | None = None
         if phase.kind is Kind.TILE:
             cut = self._tile(phase, index, targets)
         elif phase.kind is Kind.WIDE:
-            cut = self._wide(phase, index, targets[phase.outputs[0]])
+            cut = self._wide(phase, index, targets.get(phase.outputs[0]))
         else:
             self._sequence(phase, index, targets[phase.outputs[0]])
         weights = self.weights.size - weights
-        self.facts.append(launch_facts(phase, self.bucket, self.matrices, targets, cut, weights))
+        written = {each: targets.get(each) or self.as_eights[each] for each in phase.outputs}
+        before = {n: m for n, m in self.as_eights.items() if n not in written} | self.matrices
+        self.facts.append(launch_facts(phase, self.bucket, before, written, cut, weights))
         self.matrices.update({n: m for n, m in targets.items() if n is not graph.output})
 
     def _tile(self, phase: Phase, index: int, targets: Mapping[Node, Matrix]) -> TileKernel:
@@ -251,26 +283,30 @@ class _Compiler:
         self.notes += describe(kernel, self.launches[-1])
         return kernel
 
-    def _wide(self, phase: Phase, index: int, target: Matrix) -> WideConfig:
-        layer, precision = wide_layer(phase, self._rows(phase.lead)), self.options.precision
+    def _wide(self, phase: Phase, index: int, target: Matrix | None) -> WideConfig:
+        precision = self.options.precision
+        layer = wide_layer(phase, self._rows(phase.lead), self.eights)
         config = choose(layer, self.target)
         kernel = emit(layer, config, f"phase{index}", precision)
         weight, bias = (node.array.astype(np.float32) for node in phase.chain[0].sources[-2:])
-        inputs, staged = wide_inputs(phase, self.matrices)
+        blob = pack(layer, weight, bias, precision, quantised(phase, self.eights))
+        stored = self.as_eights.get(phase.outputs[0])
         made = kernel.launch(
             self._source(kernel.text),
             counts=self._counts(phase.lead),
-            weights=Pointer(Role.WEIGHTS, self.weights.add(pack(layer, weight, bias, precision))),
-            output=wide_matrix(target),
-            inputs=inputs,
-            staged=staged,
+            weights=Pointer(Role.WEIGHTS, self.weights.add(blob)),
+            output=None if target is None else wide_matrix(target),
+            eights=None if stored is None else wide_matrix(stored),
+            inputs=wide_inputs(phase, self.as_eights if layer.eights else self.matrices),
+            staged=wide_staged(phase, self.matrices),
             dependent=self._is_dependent(index),
         )
         self.launches.append(made)
         epilogue = ", ".join(node.op for node in phase.chain[1:])
         self.notes += [
             f"phase{index}: {made.grid[0]} blocks of {made.block} threads, {config}",
-            f"  wide linear {layer.groups} x {layer.k} -> {layer.n} {epilogue}",
+            f"  wide linear {layer.groups} x {layer.k} -> {layer.n} {epilogue}"
+            + (", of e4m3" if layer.eights else ""),
         ]
         return config
 

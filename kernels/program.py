@@ -115,7 +115,7 @@ class Pointer:
 
 @attrs.frozen
 class TensorMap:
-    """A kernel's argument: a 2-D tensor map of a row-major matrix of 16-bit elements, by value.
+    """A kernel's argument: a 2-D tensor map of a row-major matrix, by value.
 
     What ``cuTensorMapEncodeTiled`` takes; the kernel declares it ``const __grid_constant__``.
 
@@ -125,6 +125,7 @@ class TensorMap:
         row_bytes: From one row to the next; a multiple of 16.
         box_rows, box_columns: What one copy moves.
         swizzle_bytes: 128, 64, 32, or 0 for none.
+        element_bytes: 2, or 1 for floats of eight bits.
     """
 
     pointer: Pointer
@@ -134,6 +135,7 @@ class TensorMap:
     box_rows: int
     box_columns: int
     swizzle_bytes: int = 128
+    element_bytes: int = 2
 
 
 Argument: TypeAlias = Pointer | TensorMap | int

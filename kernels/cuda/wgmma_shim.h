@@ -2,7 +2,7 @@
 //
 // wgmma computes at once and a wait only joins the warp, so a slot that is freed too early shows by
 // the copy that then lands in it, with some seeds. A tensor map holds, in place of the driver's encoding,
-// address, rows, columns, row_bytes, box_rows, box_columns and swizzle_bytes.
+// address, rows, columns, row_bytes, box_rows, box_columns, swizzle_bytes and element_bytes.
 #pragma once
 
 struct alignas(64) TensorMap { u64 opaque[16]; };
@@ -15,14 +15,14 @@ inline void prefetch_tensor_map(const void*) {}
 inline void tensor_copy_to_shared(u32 to, const void* map, int x, int y, u32 bar, TB_AT) {
   const u64* m = ((const TensorMap*)map)->opaque;
   const u8* from = (const u8*)m[0];
-  const u32 box_rows = (u32)m[4], box_columns = (u32)m[5], swizzle = (u32)m[6];
+  const u32 box_rows = (u32)m[4], box_columns = (u32)m[5], swizzle = (u32)m[6], item = (u32)m[7];
   if (to % 1024 && to % (8 * (swizzle ? swizzle : 16))) tb::fail_at(at, "a tensor copy's box is not aligned to its swizzle's pattern");
-  if (swizzle && box_columns * 2 > swizzle) tb::fail_at(at, "a box is wider than its swizzle");
-  u8* box = tb_kept(box_rows * box_columns * 2);
+  if (swizzle && box_columns * item > swizzle) tb::fail_at(at, "a box is wider than its swizzle");
+  u8* box = tb_kept(box_rows * box_columns * item);
   for (u32 r = 0; r < box_rows; r++)
     for (u32 c = 0; c < box_columns; c++)
-      if (y + r < m[1] && x + c < m[2]) memcpy(box + tb_swizzled((r * box_columns + c) * 2, swizzle), from + (y + r) * m[3] + (x + c) * 2, 2);
-  tb::bulk_to_shared(to, box, box_rows * box_columns * 2, bar, at);
+      if (y + r < m[1] && x + c < m[2]) memcpy(box + tb_swizzled((r * box_columns + c) * item, swizzle), from + (y + r) * m[3] + (x + c) * item, item);
+  tb::bulk_to_shared(to, box, box_rows * box_columns * item, bar, at);
 }
 inline void fence_async_global() {}
 inline void store_cluster_async(u32 remote, float a, float b, float c, float d, u32 remote_bar, TB_AT) {

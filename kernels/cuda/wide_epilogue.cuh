@@ -50,14 +50,18 @@ struct Cross {
 
 // Where a tile's values go.
 struct WideOutput {
+  static constexpr bool HALVES = true, EIGHTS = false;
   u16* y;
   int ld, rows;
 };
 
+template <int W, int N, bool ALIGNED, class Output>
+DEVICE void wide_store_eights(const Output& out, int row, int col, int first_column, const float* v);  // wide_sm90.cuh
+
 // Applies the epilogue to W (2, 4 or 8) columns of a row and stores what lies inside. col counts
 // within the group, which has N columns of which the first is first_column of Y.
-template <class T, int W, int N, bool ALIGNED, class Epilogue>
-DEVICE void wide_finish(const WideOutput& out, const Epilogue& epilogue, int row, int col, int first_column, float* v, const u32 (*staged)[4]) {
+template <class T, int W, int N, bool ALIGNED, class Output, class Epilogue>
+DEVICE void wide_finish(const Output& out, const Epilogue& epilogue, int row, int col, int first_column, float* v, const u32 (*staged)[4]) {
   constexpr int S = Epilogue::N_STAGED;
   if (row >= out.rows || col >= N) return;
   u32 packed[W / 2];
@@ -69,6 +73,8 @@ DEVICE void wide_finish(const WideOutput& out, const Epilogue& epilogue, int row
     epilogue(row, first_column + col + 2 * j, v[2 * j], v[2 * j + 1], s);
     packed[j] = T::pack2(v[2 * j], v[2 * j + 1]);
   }
+  if constexpr (Output::EIGHTS) wide_store_eights<W, N, ALIGNED>(out, row, col, first_column, v);
+  if constexpr (!Output::HALVES) return;
   u16* to = out.y + (size_t)row * out.ld + first_column + col;
   if (ALIGNED && col + W <= N) {
     if constexpr (W == 8) store_global_u32x4(to, {packed[0], packed[1], packed[2], packed[3]});

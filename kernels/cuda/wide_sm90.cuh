@@ -17,14 +17,45 @@
 // Packed W: [group][tile of K][column, N_PADDED][64 of K] with the 16-byte parts of a 128-byte row r
 // at part ^ (r % 8), and each 32 columns permuted: row 8 j + 2 t + e holds column 8 t + 2 j + e, so
 // that lane t of a quad ends up with 8 adjacent columns.
+//
+// X and W may be e4m3, whose rows of 128 bytes hold 128 of K, parts 16. Each column of the sums is then multiplied by a
+// float of its own, which undoes the scales of X and W. Y may be stored as e4m3, too, multiplied by one float first.
 #pragma once
 #include "wgmma.cuh"
+#include "wgmma_fp8.cuh"
 #include "wide_epilogue.cuh"
 
+// Y as e4m3, and as 16-bit floats where something but a wide layer reads it.
+template <bool HALVES_> struct WideEights {
+  static constexpr bool HALVES = HALVES_, EIGHTS = true;
+  u16* y;
+  int ld, rows;
+  u8* eights;
+  int ld_eights;
+  float scale;
+};
+template <int W, int N, bool ALIGNED, class Output>
+DEVICE void wide_store_eights(const Output& out, int row, int col, int first_column, const float* v) {
+  u16 pairs[W / 2];
+#pragma unroll
+  for (int j = 0; j < W; j += 2) pairs[j / 2] = pack_e4m3(v[j] * out.scale, v[j + 1] * out.scale);
+  u8* to = out.eights + (size_t)row * out.ld_eights + first_column + col;
+  if (ALIGNED && col + W <= N) {
+    if constexpr (W == 8) *(u64*)to = pairs[0] | (u64)pairs[1] << 16 | (u64)pairs[2] << 32 | (u64)pairs[3] << 48;
+    if constexpr (W == 4) *(u32*)to = pairs[0] | (u32)pairs[1] << 16;
+    if constexpr (W == 2) *(u16*)to = pairs[0];
+  } else {
+#pragma unroll
+    for (int j = 0; j < W; j++)
+      if (col + j < N) to[j] = (u8)(pairs[j / 2] >> (j % 2 * 8));
+  }
+}
+
 // Layer, as emitted: N columns a group, GROUPS, K_TILES of a group, N_PADDED rows of packed W a tile
-// of K, BIAS_OFFSET in bytes from the weights, BIAS_COLUMNS a group.
-template <class Storage, int BM_, int BN_, int STAGES_, int SPLIT_, int N_STAGED_> struct WideTile {
+// of K, BIAS_OFFSET in bytes from the weights, BIAS_COLUMNS a group; with e4m3, SCALE_OFFSET of what columns are multiplied by.
+template <class Storage, int BM_, int BN_, int STAGES_, int SPLIT_, int N_STAGED_, bool EIGHTS_ = false> struct WideTile {
   using T = Storage;
+  static constexpr bool EIGHTS = EIGHTS_;  // X and W are e4m3
   static constexpr int BM = BM_, BN = BN_, STAGES = STAGES_, SPLIT = SPLIT_, N_STAGED = N_STAGED_;
   // Split sums arrive in room of their own once all blocks have started, or, if large, in the ring
   // once all have emptied it.
@@ -34,11 +65,12 @@ template <class Storage, int BM_, int BN_, int STAGES_, int SPLIT_, int N_STAGED
   static constexpr int A_BYTES = BM * 128, B_BYTES = BN * 128, STAGE_BYTES = A_BYTES + B_BYTES;
   static constexpr int SLICE_ROWS = BM / SPLIT, BOX_COLUMNS = BN < 64 ? BN : 64;
   static constexpr int STAGED_BYTES = SLICE_ROWS * BN * 2, BIAS_BYTES = BN * 4;
+  static constexpr int COLUMN_BYTES = BIAS_BYTES * (EIGHTS ? 2 : 1);  // of biases, and scales behind them
   static constexpr int PARTIAL_BYTES = SPLIT > 1 ? BM * BN * 4 : 0, SLICE_BYTES = PARTIAL_BYTES / SPLIT;
   static constexpr int O_EMPTY = 64, O_EXTRA_FULL = 128, O_EXTRA_EMPTY = 136, O_SUMS = 144, O_RING = 1024;
   static constexpr int O_STAGED = O_RING + STAGES * STAGE_BYTES, O_BIAS = O_STAGED + N_STAGED * STAGED_BYTES;
-  static constexpr int O_PARTIAL = IN_RING ? O_RING : O_BIAS + BIAS_BYTES;
-  static constexpr int SHARED_BYTES = O_BIAS + BIAS_BYTES + (IN_RING ? 0 : PARTIAL_BYTES);
+  static constexpr int O_PARTIAL = IN_RING ? O_RING : O_BIAS + COLUMN_BYTES;
+  static constexpr int SHARED_BYTES = O_BIAS + COLUMN_BYTES + (IN_RING ? 0 : PARTIAL_BYTES);
   static_assert(BM == 64 || BM == 128, "a warpgroup takes 64 rows");
   static_assert(!IN_RING || STAGES * STAGE_BYTES >= PARTIAL_BYTES, "room for sums");
   static_assert(STAGES <= 8 && SLICE_ROWS >= 8 && SPLIT <= 8, "as laid out");
@@ -90,9 +122,11 @@ template <class Tile, class Layer, class Inputs> struct WideProducer {
     tensor_copy_to_shared(slot_address(slot), map, x, at.row, base + 8 * slot);
   }
   DEVICE void load_bias() const {
-    mbarrier_arrive_expect(base + Tile::O_EXTRA_FULL, Tile::BIAS_BYTES + Tile::N_STAGED * Tile::STAGED_BYTES);
-    const u8* from = weights + Layer::BIAS_OFFSET + (size_t)(at.group * Layer::BIAS_COLUMNS + at.column) * 4;
-    bulk_copy_to_shared(base + Tile::O_BIAS, from, Tile::BIAS_BYTES, base + Tile::O_EXTRA_FULL);
+    mbarrier_arrive_expect(base + Tile::O_EXTRA_FULL, Tile::COLUMN_BYTES + Tile::N_STAGED * Tile::STAGED_BYTES);
+    const u8* from = weights + (size_t)(at.group * Layer::BIAS_COLUMNS + at.column) * 4;
+    bulk_copy_to_shared(base + Tile::O_BIAS, from + Layer::BIAS_OFFSET, Tile::BIAS_BYTES, base + Tile::O_EXTRA_FULL);
+    if constexpr (Tile::EIGHTS)
+      bulk_copy_to_shared(base + Tile::O_BIAS + Tile::BIAS_BYTES, from + Layer::SCALE_OFFSET, Tile::BIAS_BYTES, base + Tile::O_EXTRA_FULL);
   }
   DEVICE void load_staged() const {
 #pragma unroll
@@ -155,7 +189,10 @@ template <class Tile> DEVICE void wide_multiply(float* sums, u32 base, u32 a_off
     const u64 da = wgmma_descriptor(a + a_offset), db = wgmma_descriptor(a + Tile::A_BYTES);
     wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < 4; step++) wgmma<typename Tile::T, Tile::BN>(sums, da + step * 2, db + step * 2);
+    for (int step = 0; step < 4; step++) {  // of 32 bytes
+      if constexpr (Tile::EIGHTS) wgmma_e4m3<Tile::BN>(sums, da + step * 2, db + step * 2);
+      else wgmma<typename Tile::T, Tile::BN>(sums, da + step * 2, db + step * 2);
+    }
     wgmma_commit();
     wgmma_wait<1>();
     if (previous >= 0 && lane == 0) mbarrier_arrive(base + Tile::O_EMPTY + 8 * previous);  // has been read whole
@@ -187,14 +224,15 @@ template <class Tile, int W> DEVICE void wide_load_staged(u32 (*to)[4], u32 base
   }
 }
 
-// Bias, staged values, epilogue and store of W columns; row counts within the block's slice.
-template <class Tile, class Layer, int W, class Epilogue>
-DEVICE void wide_finish_part(const WideOutput& out, const Epilogue& epilogue, const WidePlace<Tile, Layer>& at, u32 base, int row, int col, float* v) {
+// Scales, bias, staged values, epilogue and store of W columns; row counts within the block's slice.
+template <class Tile, class Layer, int W, class Output, class Epilogue>
+DEVICE void wide_finish_part(const Output& out, const Epilogue& epilogue, const WidePlace<Tile, Layer>& at, u32 base, int row, int col, float* v) {
 #pragma unroll
   for (int j = 0; j < W; j += 2) {
-    F32x2 b = load_shared_f32x2(base + Tile::O_BIAS + (col + j) * 4);
-    v[j] += b.x;
-    v[j + 1] += b.y;
+    F32x2 b = load_shared_f32x2(base + Tile::O_BIAS + (col + j) * 4), s{1.f, 1.f};
+    if constexpr (Tile::EIGHTS) s = load_shared_f32x2(base + Tile::O_BIAS + Tile::BIAS_BYTES + (col + j) * 4);
+    v[j] = v[j] * s.x + b.x;
+    v[j + 1] = v[j + 1] * s.y + b.y;
   }
   u32 staged[Tile::N_STAGED ? Tile::N_STAGED : 1][4];
   wide_load_staged<Tile, W>(staged, base, row, col);
@@ -203,13 +241,19 @@ DEVICE void wide_finish_part(const WideOutput& out, const Epilogue& epilogue, co
 }
 
 // Finishes what a thread has of a tile: rows row and row + 8, columns col .. col + 7 of each 32.
-template <class Tile, class Layer, class Epilogue>
-DEVICE void wide_finish_sums(const float* sums, const WideOutput& out, const Epilogue& epilogue, const WidePlace<Tile, Layer>& at, u32 base, int row, int col) {
+template <class Tile, class Layer, class Output, class Epilogue>
+DEVICE void wide_finish_sums(const float* sums, const Output& out, const Epilogue& epilogue, const WidePlace<Tile, Layer>& at, u32 base, int row, int col) {
   constexpr bool ALIGNED = Layer::GROUPS == 1 || Layer::N % 8 == 0;
 #pragma unroll
   for (int q = 0; q < Tile::BN / 32; q++) {
     const F32x4 b0 = load_shared_f32x4(base + Tile::O_BIAS + (q * 32 + col) * 4), b1 = load_shared_f32x4(base + Tile::O_BIAS + (q * 32 + col) * 4 + 16);
     const float bias[8] = {b0.x, b0.y, b0.z, b0.w, b1.x, b1.y, b1.z, b1.w};
+    float scale[8] = {1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f};
+    if constexpr (Tile::EIGHTS) {
+      const u32 from = base + Tile::O_BIAS + Tile::BIAS_BYTES + (q * 32 + col) * 4;
+      const F32x4 s0 = load_shared_f32x4(from), s1 = load_shared_f32x4(from + 16);
+      scale[0] = s0.x, scale[1] = s0.y, scale[2] = s0.z, scale[3] = s0.w, scale[4] = s1.x, scale[5] = s1.y, scale[6] = s1.z, scale[7] = s1.w;
+    }
     u32 staged[2][Tile::N_STAGED ? Tile::N_STAGED : 1][4];
 #pragma unroll
     for (int h = 0; h < 2; h++) wide_load_staged<Tile, 8>(staged[h], base, row + h * 8, q * 32 + col);
@@ -217,15 +261,15 @@ DEVICE void wide_finish_sums(const float* sums, const WideOutput& out, const Epi
     for (int h = 0; h < 2; h++) {
       float v[8];
 #pragma unroll
-      for (int j = 0; j < 8; j++) v[j] = sums[q * 16 + j / 2 * 4 + h * 2 + j % 2] + bias[j];
+      for (int j = 0; j < 8; j++) v[j] = sums[q * 16 + j / 2 * 4 + h * 2 + j % 2] * scale[j] + bias[j];
       wide_finish<typename Tile::T, 8, Layer::N, ALIGNED>(out, epilogue, at.row + row + h * 8, at.column + q * 32 + col, at.group * Layer::N, v, staged[h]);
     }
   }
 }
 
 // Exchanges the sums of a split K, and finishes this block's slice of rows.
-template <class Tile, class Layer, class Epilogue>
-DEVICE void wide_reduce(float* sums, const WideOutput& out, const Epilogue& epilogue, const WidePlace<Tile, Layer>& at, u32 base, int tid) {
+template <class Tile, class Layer, class Output, class Epilogue>
+DEVICE void wide_reduce(float* sums, const Output& out, const Epilogue& epilogue, const WidePlace<Tile, Layer>& at, u32 base, int tid) {
   constexpr int BLOCKS = Tile::SLICE_ROWS / 8, GQ = Tile::BN / 32, UNITS = BLOCKS * GQ * 32, SLOT = Tile::SLICE_BYTES, S = Tile::SPLIT;
   const int lane = tid & 31;
 #pragma unroll
@@ -269,8 +313,8 @@ DEVICE void wide_reduce(float* sums, const WideOutput& out, const Epilogue& epil
   }
 }
 
-template <class Tile, class Layer, class Epilogue>
-DEVICE void wide_consume(const WideOutput& out, const Epilogue& epilogue, WidePlace<Tile, Layer>& at, u32 base, int cluster, int n_clusters, int tid) {
+template <class Tile, class Layer, class Output, class Epilogue>
+DEVICE void wide_consume(const Output& out, const Epilogue& epilogue, WidePlace<Tile, Layer>& at, u32 base, int cluster, int n_clusters, int tid) {
   const int lane = tid & 31, warp = tid >> 5;
   int slot = 0;
   u32 parity = 0, extra_parity = 0;
@@ -297,8 +341,9 @@ DEVICE void wide_consume(const WideOutput& out, const Epilogue& epilogue, WidePl
 }
 
 // The kernel's body. counts[0]: rows of this batch; written before the first launch of the chain.
-template <class Tile, class Layer, class Inputs, class Epilogue>
-DEVICE void wide_linear(const int* counts, const u8* weights, u16* y, int ld_y, const Inputs& inputs, const Epilogue& epilogue) {
+// `out` gets its rows here.
+template <class Tile, class Layer, class Output, class Inputs, class Epilogue>
+DEVICE void wide_linear_to(Output out, const int* counts, const u8* weights, const Inputs& inputs, const Epilogue& epilogue) {
   DYNAMIC_SHARED(shared);
   static_assert(Tile::N_STAGED == Epilogue::N_STAGED, "room for what the epilogue wants");
   const u32 base = shared_address(shared);
@@ -318,7 +363,7 @@ DEVICE void wide_linear(const int* counts, const u8* weights, u16* y, int ld_y, 
   const int rows = *(const volatile int*)counts;
   const u32 rank = Tile::SPLIT > 1 ? cluster_rank() : 0;
   WidePlace<Tile, Layer> at(rank, rows);
-  const WideOutput out{y, ld_y, rows};
+  out.rows = rows;
   const int cluster = blockIdx.x / Tile::SPLIT, n_clusters = gridDim.x / Tile::SPLIT;
   __syncthreads();
   if constexpr (Tile::IN_ROOM) cluster_arrive();
@@ -332,4 +377,14 @@ DEVICE void wide_linear(const int* counts, const u8* weights, u16* y, int ld_y, 
     if constexpr (Tile::MOVES_REGISTERS) registers_grow<224>();
     wide_consume<Tile, Layer>(out, epilogue, at, base, cluster, n_clusters, tid);
   }
+}
+template <class Tile, class Layer, class Inputs, class Epilogue>
+DEVICE void wide_linear(const int* counts, const u8* weights, u16* y, int ld_y, const Inputs& inputs, const Epilogue& epilogue) {
+  wide_linear_to<Tile, Layer>(WideOutput{y, ld_y, 0}, counts, weights, inputs, epilogue);
+}
+// Y as e4m3, multiplied by the float at OUT_SCALE_OFFSET from the weights; and as 16-bit floats (HALVES).
+template <class Tile, class Layer, bool HALVES, class Inputs, class Epilogue>
+DEVICE void wide_linear_eights(const int* counts, const u8* weights, u16* y, int ld_y, u8* eights, int ld_eights, const Inputs& inputs, const Epilogue& epilogue) {
+  const float scale = *(const float*)(weights + Layer::OUT_SCALE_OFFSET);
+  wide_linear_to<Tile, Layer>(WideEights<HALVES>{y, ld_y, 0, eights, ld_eights, scale}, counts, weights, inputs, epilogue);
 }

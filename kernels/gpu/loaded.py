@@ -230,6 +230,7 @@ class LoadedProgram:
                 box_rows=argument.box_rows,
                 box_columns=argument.box_columns,
                 swizzle_bytes=argument.swizzle_bytes,
+                element_bytes=argument.element_bytes,
             )
             return (ctypes.c_uint8 * len(encoded)).from_buffer_copy(encoded)
         return ctypes.c_int32(argument)

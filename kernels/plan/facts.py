@@ -32,7 +32,7 @@ def launch_facts(
         weights_bytes: That it reads, as they are packed.
     """
     sizes = {Lead.ROWS: bucket.rows, Lead.REQUESTS: bucket.requests}
-    nodes, read = _computed(phase.outputs, matrices)
+    nodes, read = computed(phase.outputs, matrices)
 
     def crossing(node: Node, matrix: Matrix, used: int) -> Crossing:
         return Crossing(
@@ -80,8 +80,8 @@ def _title(phase: Phase, node: Node) -> str:
     return f"{node.op} {list(node.dims)}"
 
 
-def _computed(
-    outputs: Iterable[Node], matrices: Mapping[Node, Matrix]
+def computed(
+    outputs: Iterable[Node], matrices: Mapping[Node, object]
 ) -> tuple[list[Node], dict[Node, int]]:
     """Return the nodes that lead from memory to ``outputs``, and what is read there.
 

@@ -28,7 +28,7 @@ class Matrix:
         pointer: Where its first row begins.
         columns: That hold something.
         ld: Elements from one row to the next.
-        element: ``Float32``, ``Fp16`` or ``Bf16``, the CUDA name of its elements.
+        element: ``Float32``, ``Fp16``, ``Bf16`` or ``E4m3``, the CUDA name of its elements.
     """
 
     pointer: Pointer
@@ -40,7 +40,7 @@ class Matrix:
     @property
     def element_bytes(self) -> int:
         """Size of an element."""
-        return 4 if self.element == "Float32" else 2
+        return {"Float32": 4, "E4m3": 1}.get(self.element, 2)
 
     @property
     def row_bytes(self) -> int:

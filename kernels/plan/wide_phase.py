@@ -9,11 +9,12 @@ import attrs
 from kernels.errors import GraphError
 from kernels.ir.node import DType, Linear, Node, Op
 from kernels.ir.rules import RULES
+from kernels.plan.eights import Eights
 from kernels.plan.expression import Expression
 from kernels.plan.index import Index, Term
 from kernels.plan.matrix import Matrix, located
-from kernels.plan.phases import Phase, staged_by
-from kernels.wide import CROSS, Epilogue, WideLayer, activation
+from kernels.plan.phases import Phase, matrix_view, staged_by
+from kernels.wide import CROSS, Epilogue, Quantised, WideLayer, activation
 from kernels.wide import Matrix as WideMatrix
 
 
@@ -33,8 +34,9 @@ class _Staged:
         raise GraphError("a wide Linear's epilogue reads no tables")
 
 
-def wide_layer(phase: Phase, rows: int) -> WideLayer:
+def wide_layer(phase: Phase, rows: int, eights: Eights) -> WideLayer:
     """Return the layer that a phase computes."""
+    output = phase.outputs[0]
     core = phase.chain[0]
     arg = core.arg
     assert isinstance(arg, Linear)
@@ -44,6 +46,9 @@ def wide_layer(phase: Phase, rows: int) -> WideLayer:
         segments=tuple(source.dims[-1] for source in core.sources[: arg.n_inputs]),
         groups=core.dims[0] if arg.grouped else 1,
         epilogue=_epilogue(phase.chain, arg),
+        eights=core in eights.readers,
+        stores_halves=output not in eights.only,
+        stores_eights=output in eights.scales,
     )
 
 
@@ -52,14 +57,30 @@ def wide_matrix(matrix: Matrix) -> WideMatrix:
     return WideMatrix(matrix.pointer, matrix.ld)
 
 
-def wide_inputs(
-    phase: Phase, matrices: Mapping[Node, Matrix]
-) -> tuple[tuple[WideMatrix, ...], tuple[WideMatrix, ...]]:
-    """Return the layer's inputs and what its epilogue reads."""
+def wide_inputs(phase: Phase, matrices: Mapping[Node, Matrix]) -> tuple[WideMatrix, ...]:
+    """Return the layer's inputs."""
+    return tuple(_matrix(source, matrices) for source in inputs_of(phase))
+
+
+def wide_staged(phase: Phase, matrices: Mapping[Node, Matrix]) -> tuple[WideMatrix, ...]:
+    """Return what the layer's epilogue reads."""
+    return tuple(_matrix(each, matrices) for each in staged_by(phase.chain))
+
+
+def inputs_of(phase: Phase) -> tuple[Node, ...]:
+    """Return what a wide Linear multiplies with its weights."""
     core = phase.chain[0]
     assert isinstance(core.arg, Linear)
-    inputs = [_matrix(source, matrices) for source in core.sources[: core.arg.n_inputs]]
-    return tuple(inputs), tuple(_matrix(each, matrices) for each in staged_by(phase.chain))
+    return core.sources[: core.arg.n_inputs]
+
+
+def quantised(phase: Phase, eights: Eights) -> Quantised:
+    """Return the scales of a phase that reads or stores e4m3."""
+    inputs: tuple[float, ...] = ()
+    if phase.chain[0] in eights.readers:
+        views = (matrix_view(source) for source in inputs_of(phase))
+        inputs = tuple(eights.scales[view.base] for view in views if view is not None)
+    return Quantised(inputs, eights.scales.get(phase.outputs[0], 1.0), eights.weights)
 
 
 def _matrix(node: Node, matrices: Mapping[Node, Matrix]) -> WideMatrix:

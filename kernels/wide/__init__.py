@@ -9,6 +9,8 @@ model that picks a config), ``pack`` (the weights' layout), ``emit`` (text and l
 code is ``kernels/cuda/wide_sm90.cuh`` (wgmma) and ``wide_mma.cuh`` (mma.sync), whose heads say how
 they work.
 
+A layer may read and store floats of eight bits (``WideLayer.eights``, ``stores_eights``).
+
     config = choose(layer, target)
     kernel = emit(layer, config, "cross_1", precision)
     blob = pack(layer, weight, bias, precision)
@@ -19,13 +21,14 @@ from kernels.wide.config import Method, WideConfig
 from kernels.wide.cost import candidates, choose, estimate_us
 from kernels.wide.emit import Matrix, WideKernel, emit
 from kernels.wide.layer import CROSS, Epilogue, WideLayer, activation
-from kernels.wide.pack import pack, packed_bytes
+from kernels.wide.pack import Quantised, pack, packed_bytes
 
 __all__ = [
     "CROSS",
     "Epilogue",
     "Matrix",
     "Method",
+    "Quantised",
     "WideConfig",
     "WideKernel",
     "WideLayer",

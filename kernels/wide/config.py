@@ -28,6 +28,7 @@ class WideConfig:
         split: Parts of K: 1, 2, 4 or 8, one a block of a cluster.
         blocks_per_sm: How many blocks registers must leave room for.
         max_clusters: Clusters launched at most; each strides through the tiles. 0: one a tile.
+        eights: Whether X and W are e4m3, so that columns have scales beside their biases.
     """
 
     method: Method
@@ -37,6 +38,7 @@ class WideConfig:
     split: int = 1
     blocks_per_sm: int = 1
     max_clusters: int = 0
+    eights: bool = False
 
     @property
     def stage_bytes(self) -> int:
@@ -62,14 +64,14 @@ class WideConfig:
             return 0
         staged = n_staged * self.tile_rows * self.tile_columns * 2 // self.split
         exchange = self.exchange_bytes if self.exchange_bytes <= 16384 else 0
-        return 1024 + staged + exchange + self.tile_columns * 4
+        return 1024 + staged + exchange + self.tile_columns * (8 if self.eights else 4)
 
     def registers_fit(self, epilogue: Epilogue) -> bool:
         """Return whether registers hold sums and epilogue without spilling.
 
         A guess from what compiled kernels use; an epilogue of the emitter's own gets some more.
         """
-        used = 24 if epilogue.text else 0
+        used = (24 if epilogue.text else 0) + (8 if self.eights else 0)
         if self.split > 1:
             used += self.tile_columns // 2 + 26  # a part at a time is finished
         else:

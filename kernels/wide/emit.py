@@ -6,18 +6,18 @@ import attrs
 
 from kernels.program import Argument, Launch, Pointer, Precision, TensorMap
 from kernels.wide.config import Method, WideConfig
-from kernels.wide.layer import K_TILE, WideLayer
+from kernels.wide.layer import K_TILE_BYTES, WideLayer
 
 _STORAGE = {Precision.FP16: "Fp16", Precision.BF16: "Bf16"}
 
 
 @attrs.frozen
 class Matrix:
-    """A row-major matrix of 16-bit elements on the card, of as many rows as the bucket.
+    """A row-major matrix on the card, of as many rows as the bucket.
 
     Attributes:
         pointer: Its first element, column offset included; 16-byte aligned.
-        leading: Elements from one row to the next; a multiple of 8.
+        leading: Elements from one row to the next, which are a multiple of 16 bytes.
     """
 
     pointer: Pointer
@@ -47,15 +47,17 @@ class WideKernel:
         *,
         counts: Pointer,
         weights: Pointer,
-        output: Matrix,
+        output: Matrix | None,
         inputs: tuple[Matrix, ...],
+        eights: Matrix | None = None,
         staged: tuple[Matrix, ...] = (),
         extra: tuple[Argument, ...] = (),
         dependent: bool = True,
     ) -> Launch:
         """Return the launch.
 
-        The kernel's parameters, in order: counts, weights, Y, its leading dimension; with WGMMA a
+        The kernel's parameters, in order: counts, weights, Y, its leading dimension, the same of Y
+        as e4m3 if the layer stores it so; with WGMMA a
         tensor map of each input (of each group of each input where a group's k is no multiple of
         64) and of each staged matrix, with MMA pointer and leading dimension of each input and of
         each staged matrix; then the epilogue's own.
@@ -64,8 +66,9 @@ class WideKernel:
             source: Index of the module in ``Program.sources``.
             counts: int32; counts[0] is the number of rows. Written before the chain's first launch.
             weights: What ``pack`` made; 16-byte aligned.
-            output: Y.
+            output: Y of 16-bit floats; None if the layer does not store them.
             inputs: The X_i.
+            eights: Y of e4m3, if the layer stores it so.
             staged: What the epilogue wants; CROSS: x_0, x.
             extra: Values of ``Epilogue.parameters``.
             dependent: Whether it may start before the launch ahead of it has ended.
@@ -74,7 +77,13 @@ class WideKernel:
         wanted = (len(layer.segments), layer.epilogue.n_staged, len(layer.epilogue.parameters))
         if (len(inputs), len(staged), len(extra)) != wanted:
             raise ValueError(f"{self.entry}: want {wanted} inputs, staged and extra arguments")
-        arguments: list[Argument] = [counts, weights, output.pointer, output.leading]
+        if (output is not None, eights is not None) != (layer.stores_halves, layer.stores_eights):
+            raise ValueError(f"{self.entry}: Y has other matrices than the layer stores")
+        arguments: list[Argument] = [counts, weights]
+        # What is not stored has no place; the kernel does not look at what stands for it.
+        for matrix in (output or eights, eights):
+            if matrix is not None:
+                arguments += [matrix.pointer, matrix.leading]
         if config.method is Method.WGMMA:
             for k, matrix in zip(layer.segments, inputs, strict=True):
                 arguments += self._input_maps(k, matrix)
@@ -96,22 +105,23 @@ class WideKernel:
     def _input_maps(self, k: int, matrix: Matrix) -> list[Argument]:
         layer, config = self.layer, self.config
         n_maps = _maps_of(layer, k)
-        columns = k * layer.groups // n_maps
+        columns, item = k * layer.groups // n_maps, layer.element_bytes
         return [
             TensorMap(
-                attrs.evolve(matrix.pointer, offset=matrix.pointer.offset + 2 * columns * i),
+                attrs.evolve(matrix.pointer, offset=matrix.pointer.offset + item * columns * i),
                 rows=layer.rows,
                 columns=columns,
-                row_bytes=2 * matrix.leading,
+                row_bytes=item * matrix.leading,
                 box_rows=config.tile_rows,
-                box_columns=K_TILE,
+                box_columns=layer.k_tile,
+                element_bytes=item,
             )
             for i in range(n_maps)
         ]
 
     def _staged_map(self, matrix: Matrix) -> TensorMap:
         layer, config = self.layer, self.config
-        columns = min(config.tile_columns, K_TILE)
+        columns = min(config.tile_columns, K_TILE_BYTES // 2)
         return TensorMap(
             matrix.pointer,
             rows=layer.rows,
@@ -125,7 +135,7 @@ class WideKernel:
 
 def _maps_of(layer: WideLayer, k: int) -> int:
     """A tile of K that reaches into the next group's columns would read them: a map a group."""
-    return 1 if k % K_TILE == 0 else layer.groups
+    return 1 if k % layer.k_tile == 0 else layer.groups
 
 
 def emit(layer: WideLayer, config: WideConfig, entry: str, precision: Precision) -> WideKernel:
@@ -134,8 +144,10 @@ def emit(layer: WideLayer, config: WideConfig, entry: str, precision: Precision)
     Raises:
         ValueError: If a group of an input would not start at 16 bytes.
     """
-    if layer.groups > 1 and any(k % 8 for k in layer.segments):
-        raise ValueError(f"{entry}: a group's columns must be a multiple of 8: {layer.segments}")
+    part = 16 // layer.element_bytes
+    if layer.groups > 1 and any(k % part for k in layer.segments):
+        problem = f"a group's columns must be a multiple of {part}: {layer.segments}"
+        raise ValueError(f"{entry}: {problem}")
     write = _wgmma_text if config.method is Method.WGMMA else _mma_text
     return WideKernel(write(layer, config, entry, precision), entry, layer, config)
 
@@ -147,6 +159,16 @@ def _layer_text(layer: WideLayer) -> list[str]:
         f"  static constexpr int K_TILES = {layer.k_tiles};",
         f"  static constexpr int N_PADDED = {layer.n_padded}, BIAS_COLUMNS = {layer.bias_columns};",
         f"  static constexpr size_t BIAS_OFFSET = {layer.bias_offset};",
+        *(
+            [f"  static constexpr size_t SCALE_OFFSET = {layer.scale_offset};"]
+            if layer.eights
+            else []
+        ),
+        *(
+            [f"  static constexpr size_t OUT_SCALE_OFFSET = {layer.out_scale_offset};"]
+            if layer.stores_eights
+            else []
+        ),
         "};",
     ]
 
@@ -164,11 +186,17 @@ def _kernel_text(
 ) -> list[str]:
     extra, epilogue = _epilogue_text(layer)
     fixed = ["const int* counts", "const u8* weights", "u16* y", "int ld_y"]
+    outputs, kinds = "y, ld_y", "Tile, Layer"
+    if layer.stores_eights:
+        fixed += ["u8* eights", "int ld_eights"]
+        outputs += ", eights, ld_eights"
+        kinds += ", true" if layer.stores_halves else ", false"
+        call += "_eights"
     return [
         f"KERNEL void __launch_bounds__({config.threads}, {config.blocks_per_sm}) {entry}(",
         "    " + ",\n    ".join(fixed + parameters + extra) + ") {",
         f"  const Inputs inputs{{{inputs}}};",
-        f"  {call}<Tile, Layer>(counts, weights, y, ld_y, inputs, {epilogue});",
+        f"  {call}<{kinds}>(counts, weights, {outputs}, inputs, {epilogue});",
         "}",
     ]
 
@@ -185,8 +213,8 @@ def _wgmma_text(layer: WideLayer, config: WideConfig, entry: str, precision: Pre
         for j in range(count - 2, -1, -1):
             chosen = f"group == {j} ? {maps[j]} : {chosen}"
         shift = f" + group * {k}" if count == 1 and layer.groups > 1 else ""
-        last = first + -(-k // K_TILE)
-        column = f"x = (k_tile - {first}) * {K_TILE}{shift}; return {chosen};"
+        last = first + -(-k // layer.k_tile)
+        column = f"x = (k_tile - {first}) * {layer.k_tile}{shift}; return {chosen};"
         choices.append(
             f"    if (k_tile < {last}) {{ {column} }}" if last < layer.k_tiles else f"    {column}"
         )
@@ -198,7 +226,7 @@ def _wgmma_text(layer: WideLayer, config: WideConfig, entry: str, precision: Pre
     c = config
     tile = (
         f"WideTile<{_STORAGE[precision]}, {c.tile_rows}, {c.tile_columns}, {c.stages}, {c.split}, "
-        f"{len(staged)}>"
+        f"{len(staged)}{', true' if layer.eights else ''}>"
     )
     lines = [
         '#include "wide_sm90.cuh"',
@@ -235,9 +263,9 @@ def _mma_text(layer: WideLayer, config: WideConfig, entry: str, precision: Preci
     first = 0
     for i, k in enumerate(layer.segments):
         shift = f" + group * {k}" if layer.groups > 1 else ""
-        last = first + -(-k // K_TILE)
+        last = first + -(-k // layer.k_tile)
         column = (
-            f"const int k = (k_tile - {first}) * {K_TILE}; "
+            f"const int k = (k_tile - {first}) * {layer.k_tile}; "
             f"return {{x{i} + k{shift}, ld_x{i}, {k} - k}};"
         )
         choices.append(

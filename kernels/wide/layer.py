@@ -6,8 +6,8 @@ import attrs
 
 from kernels.ir.node import Op
 
-K_TILE = 64
-"""Elements of K that one stage of a kernel's ring holds: 128 bytes, what wgmma's swizzle spans."""
+K_TILE_BYTES = 128
+"""Of a row of K that one stage of a kernel's ring holds: what wgmma's swizzle spans."""
 
 COLUMN_PADDING = 256
 """The widest tile of columns: a bias is padded to it, and packed weights end with so many rows."""
@@ -74,6 +74,8 @@ class WideLayer:
         segments: The k_i.
         groups: Independent problems.
         epilogue: What is done to the sums.
+        eights: Whether X and W are e4m3, sums scaled by column; else they are 16-bit floats.
+        stores_halves, stores_eights: What Y is stored as: 16-bit floats, e4m3, or both.
     """
 
     rows: int
@@ -81,6 +83,19 @@ class WideLayer:
     segments: tuple[int, ...]
     groups: int = 1
     epilogue: Epilogue = attrs.field(factory=lambda: activation(None))
+    eights: bool = False
+    stores_halves: bool = True
+    stores_eights: bool = False
+
+    @property
+    def element_bytes(self) -> int:
+        """Size of an element of X and W."""
+        return 1 if self.eights else 2
+
+    @property
+    def k_tile(self) -> int:
+        """Elements of a tile of K."""
+        return K_TILE_BYTES // self.element_bytes
 
     @property
     def k(self) -> int:
@@ -90,7 +105,7 @@ class WideLayer:
     @property
     def k_tiles(self) -> int:
         """Tiles of K of one group; each segment starts one."""
-        return sum(-(-k // K_TILE) for k in self.segments)
+        return sum(-(-k // self.k_tile) for k in self.segments)
 
     @property
     def n_padded(self) -> int:
@@ -105,7 +120,17 @@ class WideLayer:
     @property
     def bias_offset(self) -> int:
         """Bytes from packed weights to packed bias."""
-        return (self.groups * self.k_tiles * self.n_padded + COLUMN_PADDING) * K_TILE * 2
+        return (self.groups * self.k_tiles * self.n_padded + COLUMN_PADDING) * K_TILE_BYTES
+
+    @property
+    def scale_offset(self) -> int:
+        """Bytes from packed weights to what columns of the sums are multiplied by, with e4m3."""
+        return self.bias_offset + self.groups * self.bias_columns * 4
+
+    @property
+    def out_scale_offset(self) -> int:
+        """Bytes from packed weights to what Y is multiplied by before it is stored as e4m3."""
+        return self.scale_offset + (self.groups * self.bias_columns * 4 if self.eights else 0)
 
     @property
     def flops(self) -> int:

@@ -116,8 +116,8 @@ def _argument(argument: Argument, buffers: dict[Role, NDArray[np.generic]]) -> s
 def tensor_map(made: TensorMap, address: int) -> bytes:
     """Return a tensor map as ``wgmma_shim.h`` reads it; the matrix lies at ``address``."""
     fields = (address, made.rows, made.columns, made.row_bytes)
-    box = (made.box_rows, made.box_columns, made.swizzle_bytes)
-    return struct.pack("<16Q", *fields, *box, *[0] * 9)
+    box = (made.box_rows, made.box_columns, made.swizzle_bytes, made.element_bytes)
+    return struct.pack("<16Q", *fields, *box, *[0] * 8)
 
 
 def _bytes(pointer: Pointer, buffers: dict[Role, NDArray[np.generic]]) -> NDArray[np.uint8]:
