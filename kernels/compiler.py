@@ -173,7 +173,9 @@ class _Compiler:
             raise GraphError(f"floats of eight bits need sm_90a (Hopper), not {self.target.arch}")
         if not self.options.precision.has_halves:
             precision = self.options.precision
-            raise GraphError(f"floats of eight bits go with fp16 or bf16 elsewhere, not {precision}")
+            raise GraphError(
+                f"floats of eight bits go with fp16 or bf16 elsewhere, not {precision}"
+            )
 
     def _lowered(self) -> Graph:
         """Return the graph as the planner takes it: what has no kernel is written out."""

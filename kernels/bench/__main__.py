@@ -26,6 +26,7 @@ from kernels.bench.ours import Ours, Prepared, prepare
 from kernels.bench.report import Ceilings, Line, line_of, table, to_json
 from kernels.bench.session import Reference, Result, make_case, run_case
 from kernels.errors import DeviceLost, KernelsError
+from kernels.fp8 import Scales
 from kernels.gpu.device import Context, Device
 from kernels.nvrtc import Builder, Cache, default_folder
 from kernels.program import TARGETS, Precision, Target
@@ -57,6 +58,7 @@ def _dry_run(options: argparse.Namespace, builder: Builder) -> int:
         builder,
         _ceilings(options),
         options.seed,
+        options.fp8,
     )
     sys.stdout.write("\n".join([text, *problems]) + "\n")
     return 1 if problems else 0
@@ -85,7 +87,14 @@ def _measure(options: argparse.Namespace, builder: Builder) -> int:
                 )
                 ends = start + options.budget_s
                 results = run_case(case, contenders, _progress, ends=ends)
-                lines.append(line_of(results, _ceilings(options), options.precision))
+                lines.append(
+                    line_of(
+                        results,
+                        _ceilings(options),
+                        options.precision,
+                        fp8=options.fp8 is not None,
+                    )
+                )
                 _write(options, device, lines)  # a run that is cut off leaves what it has
         stopwatch.close()
         context.close()
@@ -93,7 +102,8 @@ def _measure(options: argparse.Namespace, builder: Builder) -> int:
         lost = error
     missing = [name for name in options.peers if not _installed(name)]
     notes = [f"{name} was not measured: {PEERS[name]} is not installed" for name in missing]
-    head = f"{device.name}, {options.precision}; times in us, without copies to the card"
+    fp8 = f" with fp8, a scale a {options.fp8}" if options.fp8 is not None else ""
+    head = f"{device.name}, {options.precision}{fp8}; times in us, without copies to the card"
     if lines:
         sys.stdout.write("\n".join([head, table(lines), *notes]) + "\n")
     if lost is not None:
@@ -117,7 +127,7 @@ def _prepare(
         for rows in options.rows:
             try:
                 prepared[name, rows] = prepare(
-                    MODELS[name], rows, parameters, target, options.precision, builder
+                    MODELS[name], rows, parameters, target, options.precision, builder, options.fp8
                 )
             except KernelsError as error:  # stands in this case's result
                 prepared[name, rows] = error
@@ -191,6 +201,7 @@ def _about(options: argparse.Namespace, device: Device) -> dict[str, object]:
         "device": device.name,
         "n_sms": device.n_sms,
         "precision": options.precision.value,
+        "fp8": options.fp8,
         "reps": options.reps,
         "checks": options.checks,
         "seed": options.seed,
@@ -232,6 +243,13 @@ def _parser() -> argparse.ArgumentParser:
         "--rows", type=_sizes, default=[64, 512, 4096], metavar="SIZES", help="64,512,4096"
     )
     what.add_argument("--precision", type=Precision, choices=list(Precision), default="fp16")
+    what.add_argument(
+        "--fp8",
+        type=Scales,
+        choices=list(Scales),
+        metavar="SCALES",
+        help="wide Linears of ours over floats of eight bits; a scale a row or a tensor of weights",
+    )
     what.add_argument(
         "--peers", type=peers, default=list(PEERS), metavar="NAMES", help=",".join(PEERS)
     )

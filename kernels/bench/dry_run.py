@@ -9,6 +9,7 @@ from kernels.bench.models import Model
 from kernels.bench.ours import Prepared, prepare
 from kernels.bench.report import Ceilings, columns
 from kernels.errors import KernelsError
+from kernels.fp8 import Scales
 from kernels.nvrtc import Builder
 from kernels.program import Precision, Target
 
@@ -26,6 +27,7 @@ def dry_run(
     builder: Builder,
     ceilings: Ceilings,
     seed: int = 0,
+    scales: Scales | None = None,
 ) -> tuple[str, list[str]]:
     """Compile and build everything; return a table and what is wrong, one sentence each."""
     problems, prepared = [], {}
@@ -34,7 +36,7 @@ def dry_run(
         parameters = model.draw_parameters(seed)
         for size in sizes:
             try:
-                made = prepare(model, size, parameters, target, precision, builder)
+                made = prepare(model, size, parameters, target, precision, builder, scales)
                 prepared[model.name, size] = made
             except KernelsError as error:
                 problems.append(f"{model.name}, {size} rows: {error}")

@@ -17,11 +17,15 @@ from kernels.bench.graphs import graph_of
 from kernels.bench.models import Inputs, Model, Parameters
 from kernels.compiler import Options, compile_graph
 from kernels.errors import KernelsError
+from kernels.fp8 import Fp8, Scales
 from kernels.gpu.loaded import LoadedProgram
 from kernels.nvrtc import Builder, Cubin
 from kernels.program import Bucket, Precision, Program, Target
 
 NAME: Final = "ours"
+# For scales of activations; no draw of inputs that is scored has such a seed.
+_REPRESENTATIVE_ROWS: Final = 128
+_REPRESENTATIVE_SEED: Final = 1_000_003
 
 
 @attrs.frozen(eq=False)
@@ -56,15 +60,30 @@ def prepare(
     target: Target,
     precision: Precision,
     builder: Builder,
+    scales: Scales | None = None,
 ) -> Prepared:
     """Compile a model for a batch of ``rows``; its sources are built meanwhile.
+
+    Args:
+        model: The model.
+        rows: Of a batch.
+        parameters: The model's.
+        target: The card.
+        precision: Of what is stored.
+        builder: Builds the sources.
+        scales: Of weights of eight bits; None for no floats of eight bits. Scales of activations
+            are found from rows drawn as those that are scored, but others.
 
     Raises:
         GraphError: The compiler cannot.
     """
     start = time.perf_counter()
     input_dtype = "float16" if precision.has_halves else "float32"
-    options = Options(precision=precision, input_dtype=input_dtype)
+    fp8 = None
+    if scales is not None:
+        drawn = model.draw_inputs(_REPRESENTATIVE_ROWS, _REPRESENTATIVE_SEED, precision)
+        fp8 = Fp8({"candidate": model.block(drawn)}, scales=scales)
+    options = Options(precision=precision, input_dtype=input_dtype, fp8=fp8)
     program = compile_graph(graph_of(model, parameters), Bucket(rows), target, options)
     seconds = time.perf_counter() - start
     return Prepared(program, seconds, tuple(builder.submit(each) for each in program.sources))

@@ -21,6 +21,9 @@ TOLERANCES: Final[Mapping[Precision, float]] = {
 }
 """Largest error of a probability against float64 that passes."""
 
+FP8_TOLERANCE: Final = 5e-2
+"""The same of floats of eight bits: e4m3 keeps 3 bits where fp16 keeps 10."""
+
 
 @attrs.frozen
 class Ceilings:
@@ -61,7 +64,9 @@ class Line:
     problem: str | None
 
 
-def line_of(results: Sequence[Result], ceilings: Ceilings, precision: Precision) -> Line:
+def line_of(
+    results: Sequence[Result], ceilings: Ceilings, precision: Precision, *, fp8: bool = False
+) -> Line:
     """Compare the results of one case; ours comes first."""
     ours, *others = results
     peers = {result.contender: result for result in others}
@@ -76,13 +81,13 @@ def line_of(results: Sequence[Result], ceilings: Ceilings, precision: Precision)
         if ours.work is not None:
             bound = ceilings.bound_us(ours.work)
             fraction = bound / ours.timing.us
-    return Line(ours, peers, best, ratio, in_a_row, bound, fraction, _problem(ours, precision))
+    allowed = FP8_TOLERANCE if fp8 else TOLERANCES[precision]
+    return Line(ours, peers, best, ratio, in_a_row, bound, fraction, _problem(ours, allowed))
 
 
-def _problem(ours: Result, precision: Precision) -> str | None:
+def _problem(ours: Result, allowed: float) -> str | None:
     if ours.error is not None:
         return ours.error
-    allowed = TOLERANCES[precision]
     if ours.max_abs_error is None or not ours.max_abs_error <= allowed:
         return f"the largest error is {ours.max_abs_error}, at most {allowed:g} is allowed"
     return None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import attrs
 import numpy as np
 
+from kernels.errors import GraphError
 from kernels.fp8 import Fp8, Scales, scale_of
 from kernels.ir.node import Linear, Node
 from kernels.ir.reference import evaluate_nodes
@@ -35,7 +36,11 @@ class Eights:
 
 
 def plan_eights(phases: Sequence[Phase], fp8: Fp8) -> Eights:
-    """Let each wide Linear multiply e4m3 that reads nothing but what other wide Linears left."""
+    """Let each wide Linear multiply e4m3 that reads nothing but what other wide Linears left.
+
+    Raises:
+        GraphError: The representative inputs are not what the graph takes.
+    """
     left = {phase.outputs[0] for phase in phases if phase.kind is Kind.WIDE}
     readers: set[Node] = set()
     stored: dict[Node, None] = {}
@@ -44,14 +49,21 @@ def plan_eights(phases: Sequence[Phase], fp8: Fp8) -> Eights:
         if bases is not None:
             readers.add(phase.chain[0])
             stored |= dict.fromkeys(bases)
-    values = evaluate_nodes(stored, fp8.inputs, fp8.request_of_row, np.float32) if stored else {}
-    scales = {node: scale_of(values[node]) for node in stored}
+    scales = _scales(stored, fp8)
     halves: set[Node] = set()
     before: dict[Node, None] = {}
     for phase in phases:
         halves |= _read_as_halves(phase, readers, before)
         before |= dict.fromkeys(phase.outputs)
     return Eights(readers, scales, set(stored) - halves, fp8.scales)
+
+
+def _scales(stored: Iterable[Node], fp8: Fp8) -> dict[Node, float]:
+    try:
+        values = evaluate_nodes(stored, fp8.inputs, fp8.request_of_row, np.float32)
+    except ValueError as error:
+        raise GraphError(f"inputs to find scales from: {error}") from error
+    return {node: scale_of(values[node]) for node in stored}
 
 
 def _input_bases(phase: Phase, left: Set[Node]) -> list[Node] | None:

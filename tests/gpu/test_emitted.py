@@ -19,6 +19,7 @@ from kernels import _cuda
 from kernels.bench.models import MODELS
 from kernels.compiler import Options, compile_graph
 from kernels.device_tables import ALL, DeviceTables
+from kernels.fp8 import Fp8, Scales
 from kernels.gpu.device import Context, Device
 from kernels.gpu.loaded import LoadedProgram
 from kernels.ir.node import Graph
@@ -157,6 +158,22 @@ def test_every_cut_of_a_tile_agrees(name: str, shape: TileShape, card: Card) -> 
 def test_small_pairs_of_both_sides_agree(card: Card) -> None:
     for options in (Options(), FP32, TF32, BF16):
         card.agrees(pairs_graph(), ragged(pairs_graph(), 37), options, Bucket(40, 8))
+
+
+@pytest.mark.parametrize("scales", list(Scales))
+@pytest.mark.parametrize("rows", [1, 37, 513, 4096])
+def test_floats_of_eight_bits_are_right_to_three(rows: int, scales: Scales, card: Card) -> None:
+    if card.target.arch != "sm_90a":
+        pytest.skip("the card has no kernels of e4m3")
+    graph, sample = peer("DLRMDCNv2"), peer_sample("DLRMDCNv2", rows)
+    fp8 = Fp8(peer_sample("DLRMDCNv2", 128).inputs, scales=scales)
+    program = compile_graph(graph, Bucket(rows), card.target, Options(fp8=fp8))
+    loaded = card.load(program)
+    try:
+        for _ in range(2):
+            assert error_of(graph, sample, card.scores(loaded, sample.batch)) < 0.15  # of a logit
+    finally:
+        loaded.close()
 
 
 @pytest.mark.parametrize("seed", range(40))

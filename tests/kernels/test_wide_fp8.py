@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kernels.fp8 import LARGEST, Scales, from_e4m3, to_e4m3
-from kernels.ir.node import Op
+from kernels.compiler import Options, compile_graph
+from kernels.errors import GraphError
+from kernels.fp8 import LARGEST, ROOM, Fp8, Scales, from_e4m3, scale_of, to_e4m3
+from kernels.ir.node import Graph, Op
 from kernels.nvrtc.compile import compile_source
-from kernels.program import A100, H100, Precision, Source
+from kernels.plan import phases
+from kernels.program import A100, H100, Bucket, Precision, Source, TensorMap
 from kernels.wide import (
     CROSS,
     Matrix,
@@ -27,8 +30,11 @@ from kernels.wide import (
     pack,
     packed_bytes,
 )
+from kernels.wide.pack import to_storage
 from tests.kernels import shim
-from tests.kernels.test_wide import Memory, aligned, floats, to_storage
+from tests.kernels.emitted_help import error_of, sample_of, small
+from tests.kernels.shim_program import run_program
+from tests.kernels.test_wide import Memory, aligned, floats
 
 runs_here = pytest.mark.skipif(shim.available() is not None, reason=str(shim.available()))
 RELU = activation(Op.RELU)
@@ -112,20 +118,17 @@ def check(case: Case) -> None:
     used = floats(to_storage(weight, Precision.FP16), Precision.FP16)
     if layer.eights:
         bits, factors = quantised.weights(layer, weight)
-        scale_of_k = np.repeat(np.float32(quantised.inputs), layer.segments)
+        scale_of_k = np.repeat(np.array(quantised.inputs, np.float32), layer.segments)
         used = from_e4m3(bits) * factors[:, None] * scale_of_k[None, :, None]
     staged = [rng.standard_normal((case.rows, n)) for _ in range(layer.epilogue.n_staged)]
     blocks = [aligned((layer.rows, -(-n // 8) * 8), 0xFFFF) for _ in staged]
     for block16, values in zip(blocks, staged, strict=True):
         block16[: case.rows, :n] = to_storage(values.astype(np.float32), Precision.FP16)
-    want = np.concatenate(
-        [
-            np.concatenate([h[:, j * k : (j + 1) * k] for h, k in zip(held, layer.segments, strict=True)], 1)
-            .astype(np.float64) @ used[j] + bias[j]
-            for j in range(g)
-        ],
-        1,
-    )  # fmt: skip
+    parts = []
+    for j in range(g):
+        columns = [h[:, j * k : (j + 1) * k] for h, k in zip(held, layer.segments, strict=True)]
+        parts.append(np.concatenate(columns, 1).astype(np.float64) @ used[j] + bias[j])
+    want = np.concatenate(parts, 1)
     if layer.epilogue is CROSS:
         want = staged[0] * want + staged[1]
     elif layer.epilogue is RELU:
@@ -162,16 +165,30 @@ def check(case: Case) -> None:
         assert (y8 == NAN).all()
 
 
-BOTH = {"stores_halves": True, "stores_eights": True}
+def layer_of(
+    rows: int,
+    n: int,
+    segments: tuple[int, ...],
+    groups: int = 1,
+    *,
+    stores: str = "8",
+    **more: Any,  # noqa: ANN401
+) -> WideLayer:
+    """Return a layer that stores ``8`` or ``16`` bits, or both."""
+    return WideLayer(
+        rows, n, segments, groups, stores_halves="16" in stores, stores_eights="8" in stores, **more
+    )
+
+
 LAYERS = {
-    "plain": WideLayer(70, 72, (400,), eights=True),
-    "segments": WideLayer(64, 100, (200, 128, 13), eights=True, **BOTH),
-    "odd": WideLayer(130, 71, (130,), epilogue=RELU, eights=True, **BOTH),
-    "cross": WideLayer(130, 136, (272,), epilogue=CROSS, eights=True, **BOTH),
-    "groups": WideLayer(64, 40, (80,), 3, RELU, eights=True, stores_halves=False, stores_eights=True),
-    "first": WideLayer(70, 64, (200,), stores_halves=False, stores_eights=True),
-    "long": WideLayer(64, 72, (1152,), epilogue=CROSS, eights=True, **BOTH),
-}  # fmt: skip
+    "plain": layer_of(70, 72, (400,), eights=True, stores="16"),
+    "segments": layer_of(64, 100, (200, 128, 13), eights=True, stores="8, 16"),
+    "odd": layer_of(130, 71, (130,), epilogue=RELU, eights=True, stores="8, 16"),
+    "cross": layer_of(130, 136, (272,), epilogue=CROSS, eights=True, stores="8, 16"),
+    "groups": layer_of(64, 40, (80,), 3, epilogue=RELU, eights=True),
+    "first": layer_of(70, 64, (200,)),
+    "long": layer_of(64, 72, (1152,), epilogue=CROSS, eights=True, stores="8, 16"),
+}
 
 
 @runs_here
@@ -200,12 +217,12 @@ def test_the_kernels_text_agrees_with_float64(
 @pytest.mark.parametrize(
     "layer",
     [
-        WideLayer(64, 512, (3456,), eights=True, stores_halves=False, stores_eights=True),
-        WideLayer(4096, 512, (3456,), eights=True, stores_halves=False, stores_eights=True),
-        WideLayer(4096, 3456, (512,), epilogue=CROSS, eights=True, **BOTH),
-        WideLayer(4096, 1024, (3456,), epilogue=RELU, eights=True, stores_halves=False, stores_eights=True),
+        layer_of(64, 512, (3456,), eights=True),
+        layer_of(4096, 512, (3456,), eights=True),
+        layer_of(4096, 3456, (512,), epilogue=CROSS, eights=True, stores="8, 16"),
+        layer_of(4096, 1024, (3456,), epilogue=RELU, eights=True),
     ],
-)  # fmt: skip
+)
 def test_chosen_kernels_compile_without_spills(layer: WideLayer) -> None:
     config = choose(layer, H100)
     assert config.eights
@@ -236,3 +253,67 @@ def test_what_is_stored_needs_a_place() -> None:
     uneven = WideLayer(64, 40, (24,), 2, eights=True)
     with pytest.raises(ValueError, match="multiple of 16"):
         emit(uneven, choose(uneven, H100), "wide", Precision.FP16)
+
+
+def fp8_of(graph: Graph, scales: Scales = Scales.ROW) -> Fp8:
+    """Return a choice whose scales are found from other rows than a test scores."""
+    sample = sample_of(graph, 60, 7, seed=11)
+    return Fp8(sample.inputs, sample.request_of_row, scales)
+
+
+@runs_here
+@pytest.mark.parametrize("scales", list(Scales))
+@pytest.mark.parametrize(
+    ("name", "wide_bytes", "n_readers"), [("dlrm_dcnv2", 256, 7), ("dlrm", 1000, 1)]
+)
+def test_a_program_is_right_to_three_bits(
+    name: str, wide_bytes: int, n_readers: int, scales: Scales, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phases, "WIDE_BYTES", wide_bytes)
+    graph = small(name)
+    sample = sample_of(graph, 37, 3)
+    options = Options(fp8=fp8_of(graph, scales))
+    program = compile_graph(graph, Bucket(40, 4), H100, options)
+    assert sum(note.endswith("of e4m3") for note in program.notes) == n_readers
+    got = run_program(program, sample.batch, seed=1)
+    assert 2e-3 < error_of(graph, sample, got) < 0.1
+    plain = compile_graph(graph, Bucket(40, 4), H100)
+    assert program.scratch_bytes <= plain.scratch_bytes * 1.5
+
+
+def test_values_that_only_fp8_reads_are_stored_so_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phases, "WIDE_BYTES", 256)
+    graph = small("dlrm_dcnv2")
+    program = compile_graph(graph, Bucket(4096, 4), H100, Options(fp8=fp8_of(graph)))
+    written = [each.element for facts in program.facts for each in facts.writes]
+    assert {"E4m3", "Fp16"} <= set(written)
+    sizes = {
+        each.element_bytes
+        for launch in program.launches
+        for each in launch.arguments
+        if isinstance(each, TensorMap)
+    }
+    assert sizes == {1, 2}
+
+
+def test_fp8_is_refused_where_it_cannot_be() -> None:
+    graph = small("dlrm_dcnv2")
+    fp8 = fp8_of(graph)
+    with pytest.raises(GraphError, match="need sm_90a"):
+        compile_graph(graph, Bucket(40, 4), A100, Options(fp8=fp8))
+    with pytest.raises(GraphError, match="with fp16 or bf16"):
+        compile_graph(graph, Bucket(40, 4), H100, Options(Precision.FP32, fp8=fp8))
+
+
+def test_inputs_that_are_not_the_graphs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phases, "WIDE_BYTES", 256)
+    graph = small("dlrm_dcnv2")
+    fp8 = Fp8({"candidate": np.zeros((4, 3), np.float32)})
+    with pytest.raises(GraphError, match="inputs to find scales from: input"):
+        compile_graph(graph, Bucket(40, 4), H100, Options(fp8=fp8))
+
+
+def test_scales_leave_room() -> None:
+    values = np.array([3.5, -7.0, np.nan, np.inf], np.float32)
+    assert scale_of(values) == LARGEST / (ROOM * 7)
+    assert scale_of(np.zeros(3)) == 1
