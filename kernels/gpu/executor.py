@@ -367,11 +367,11 @@ class GpuExecutor:
 
     def _adapt(self) -> None:
         """Have the buckets that suit the traffic so far."""
-        if len(self._ready) >= _KEEP * len(self._wanted):
+        n_most = len(self._wanted) * (2 if self._blocks.length else 1)
+        if len(self._ready) >= _KEEP * n_most:
             return
         cost = self._model.cost
         traffic = self._traffic.by_shape(self._largest)
-        n_most = len(self._wanted) * (2 if self._blocks.length else 1)
         chosen = choose_buckets(traffic, n_most, self._largest, cost)
         missing = [bucket for bucket in reversed(chosen) if bucket not in self._ready]
         worthwhile = (1 - _WORTHWHILE) * spent(traffic, self._ready, cost)

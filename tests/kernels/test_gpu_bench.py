@@ -16,6 +16,7 @@ import pytest
 from kernels.compiler import Options
 from kernels.errors import KernelsError, LaunchFailed
 from kernels.gpu.bench import __main__ as module
+from kernels.gpu.bench import lengths
 from kernels.gpu.bench.__main__ import main
 from kernels.gpu.bench.compiling import Heartbeat, compile_seconds, measure_stall
 from kernels.gpu.bench.load import MLPERF_SIZES, Load, draw_requests, run_load
@@ -30,15 +31,18 @@ from kernels.gpu.mps import Mps
 from kernels.ir.build import add, slice_, sum_, to_rows
 from kernels.ir.node import Graph, Lead, input_node
 from kernels.program import H100, Bucket, Precision
+from tests.kernels import shim
 from tests.kernels.gpu_help import (
     CANDIDATE_WIDTH,
     USER_WIDTH,
     FakeBuilder,
     FakeCuda,
+    ShimBuilder,
     fake_cuda,
     score_model,
     score_program,
 )
+from tests.kernels.lengths_help import graph_of, softmax_of_where
 
 __all__ = ["fake_cuda"]
 SHORT = Settings(max_rows=300, max_requests=20, n_clients=8, seconds=0.05)
@@ -62,10 +66,8 @@ def score_graph() -> Graph:
 
 @pytest.fixture
 def subject() -> Subject:
-    options = Options(precision=Precision.FP32)
-    return Subject(
-        "tiny", score_graph(), options, lambda bucket, target: score_program(bucket, target)
-    )
+    made = subject_of(score_graph(), Options(precision=Precision.FP32))
+    return attrs.evolve(made, compile=lambda bucket, target: score_program(bucket, target))
 
 
 def fake_mps_control() -> Path:
@@ -211,6 +213,21 @@ def test_processes_run_with_mps_and_without(monkeypatch: pytest.MonkeyPatch) -> 
         lines = measure_shares(["-c", CHILD], (2,))
         assert [line["mps"] for line in lines] == ["off", "on"]
         assert "MPS" in lines[1]["error"]
+
+
+@pytest.mark.skipif(shim.available() is not None, reason=str(shim.available()))
+def test_shorter_sequences_are_timed_and_score_alike(
+    fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lengths, "_N_REPEATS", 2)
+    sequences = subject_of(graph_of(softmax_of_where, user=True), Options(Precision.FP32))
+    found = lengths.measure_lengths(sequences, ShimBuilder(), rows=(16,))
+    assert [line["steps"] for line in found] == [20, 10, 5, 2]
+    assert [line["staged_kb"] for line in found] == [
+        4 * (n * 9 + 16 * 16) / 1e3 for n in (20, 10, 5, 2)
+    ]
+    assert all(line["run_us"] > 0 for line in found)
+    assert lengths.measure_lengths(open_subject(None, "DeepFM"), fake_cuda.builder) == []
 
 
 def test_tables_and_ratios() -> None:

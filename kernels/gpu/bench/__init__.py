@@ -5,5 +5,5 @@ thread that takes them. Reading order: ``subject.py`` (what is served), ``load.p
 what serving them took), ``windows.py`` (requests merged or not, lanes and how they are kept apart),
 ``processes.py`` (several on one card, with and without MPS), ``compiling.py`` (seconds to compile,
 and how it disturbs whoever serves), ``user_side.py`` (the user's side once or for each candidate),
-``report.py``.
+``lengths.py`` (batches of shorter and shorter sequences), ``report.py``.
 """

@@ -23,6 +23,7 @@ from kernels.bench.models import MODELS
 from kernels.compiler import Options
 from kernels.errors import KernelsError
 from kernels.gpu.bench.compiling import compile_seconds, measure_stall
+from kernels.gpu.bench.lengths import measure_lengths
 from kernels.gpu.bench.processes import measure_shares, serve_as_child
 from kernels.gpu.bench.report import summary, table
 from kernels.gpu.bench.subject import Subject, open_subject, subject_of
@@ -39,7 +40,7 @@ from kernels.gpu.device import Device, Isolation
 from kernels.nvrtc import Builder, Cache
 from kernels.program import Precision
 
-SECTIONS: Final = ("compile", "processes", "windows", "lanes", "stall", "user_side")
+SECTIONS: Final = ("compile", "processes", "windows", "lanes", "stall", "user_side", "lengths")
 # Seconds: of each measurement, and after which no further section is begun.
 _SECONDS, _QUICK_SECONDS, _QUICK_LIMIT = 2.0, 0.5, 80.0
 _MOST_WORKERS: Final = 8
@@ -178,6 +179,7 @@ class _Bench:
             "lanes": self._lanes,
             "stall": self._stall,
             "user_side": self._user_side,
+            "lengths": self._lengths,
         }
         texts = []
         for name in options.only:
@@ -258,6 +260,10 @@ class _Bench:
     def _user_side(self, device: Device) -> list[dict[str, Any]]:
         with self.builder() as builder:
             return measure_user_side(device, builder, _USER_WIDTH, (1, 8))
+
+    def _lengths(self, device: Device) -> list[dict[str, Any]]:
+        del device
+        return measure_lengths(self.subject, self.builder())
 
 
 if __name__ == "__main__":

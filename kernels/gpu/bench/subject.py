@@ -18,6 +18,7 @@ from kernels.gpu.lanes import Blocks
 from kernels.gpu.model import cost_of
 from kernels.ir.node import Graph
 from kernels.ir.onnx_import import import_dense
+from kernels.lengths.find import Found, find_sequences
 
 _SEED = 1
 
@@ -28,12 +29,14 @@ class Subject:
 
     Attributes:
         compile: Makes programs; asked twice for one, it gives the same.
+        found: Its sequences, and which of them may be shorter.
     """
 
     name: str
     graph: Graph
     options: Options
     compile: Compile
+    found: Found
 
     def width(self, side: str) -> int:
         """Return the columns of an input; 0 if the graph has none of that name."""
@@ -42,24 +45,36 @@ class Subject:
 
     def model(self, max_rows: int, max_requests: int) -> Model:
         """Return it as the executor takes it."""
-        blocks = Blocks(
+        blocks = self._blocks(max_rows, max_requests, 0)
+        cost = cost_of(self.found.graph, blocks, self.options)
+        return Model(name=self.name, blocks=blocks, compile=self.compile, cost=cost)
+
+    def _blocks(self, max_rows: int, max_requests: int, length: int) -> Blocks:
+        sequences = self.found.shortened
+        widths = {side: self.width(side) for side in ("user", "candidate")}
+        if length and sequences is not None:
+            widths = {side: sequences.width(side, n, length) for side, n in widths.items()}
+        return Blocks(
             max_rows=max_rows,
             max_requests=max_requests,
-            user_width=self.width("user"),
-            candidate_width=self.width("candidate"),
+            user_width=widths["user"],
+            candidate_width=widths["candidate"],
             n_outputs=self.graph.output.width,
             input_dtype=np.dtype(self.options.input_dtype),
+            sequences=sequences,
+            shorter=functools.partial(self._blocks, max_rows, max_requests),
         )
-        cost = cost_of(self.graph, blocks, self.options)
-        return Model(name=self.name, blocks=blocks, compile=self.compile, cost=cost)
 
 
 def subject_of(graph: Graph, options: Options | None = None) -> Subject:
     """Return a graph as a subject."""
     options = options or Options()
+    found = find_sequences(graph)
     # Every way to keep lanes apart runs the same programs: planned once, they open faster.
-    planned = functools.cache(functools.partial(compile_graph, graph, options=options))
-    return Subject(graph.model, graph, options, lambda bucket, target: planned(bucket, target))
+    planned = functools.cache(functools.partial(compile_graph, found.graph, options=options))
+    return Subject(
+        graph.model, graph, options, lambda bucket, target: planned(bucket, target), found
+    )
 
 
 def open_subject(bundle: Path | None, model: str | None, options: Options | None = None) -> Subject:
