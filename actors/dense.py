@@ -14,6 +14,7 @@ from actors.options import read_options
 from kernels import _cuda
 from kernels.bundle.load import Bundle
 from kernels.errors import DeviceLost, GraphError, KernelsError
+from kernels.fp8 import Scales
 from kernels.gpu.device import Isolation
 from kernels.gpu.executor import GpuExecutor
 from kernels.gpu.model import open_gpu
@@ -53,6 +54,8 @@ class GpuOptions:
             of their own.
         precision: ``fp16``, ``bf16``, ``tf32`` or ``fp32``: how values are stored between steps
             and multiplied, as ``kernels.program.Precision`` says.
+        fp8: ``row`` or ``tensor``, for large Linears over floats of eight bits (e4m3), of which
+            each row or tensor of weights has a scale; on Hopper, with ``fp16`` or ``bf16``.
         input_dtype: ``float32``, or ``float16`` for half the bytes to the card, where features
             stay within 65,504.
         buckets: The buckets to compile: rows, or ``{ rows = 512, requests = 16 }``, where a launch
@@ -69,6 +72,7 @@ class GpuOptions:
     index: int = attrs.field(default=0, validator=[instance_of(int), ge(0)])
     mode: str = attrs.field(default="streams", validator=in_(tuple(map(str, Isolation))))
     precision: str = attrs.field(default="fp16", validator=in_(tuple(map(str, Precision))))
+    fp8: str | None = attrs.field(default=None, validator=optional(in_(tuple(map(str, Scales)))))
     input_dtype: str = attrs.field(default="float32", validator=in_(("float32", "float16")))
     buckets: list[int | dict[str, int]] | None = attrs.field(default=None, validator=_check_buckets)
     ahead: bool = attrs.field(default=True, validator=instance_of(bool))
@@ -149,6 +153,7 @@ def open_dense(
                     max_requests=options.max_requests,
                     mode=gpu.mode,
                     precision=gpu.precision,
+                    fp8=gpu.fp8,
                     input_dtype=gpu.input_dtype,
                     device_tables=device_tables,
                     buckets=gpu.given_buckets(),

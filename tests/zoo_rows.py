@@ -28,6 +28,7 @@ TOLERANCES: Final[Mapping[ExecutorName, float]] = {
     "cuda-fp32": 1e-5,
     "cuda-tf32": 2e-3,
     "cuda-bf16": 1.6e-2,
+    "cuda-fp8": 5e-2,
 }
 _ROWS_A_REQUEST: Final = 16
 

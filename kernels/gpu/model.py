@@ -12,8 +12,10 @@ import numpy as np
 
 from kernels.bundle.load import Bundle
 from kernels.bundle.manifest import Manifest
+from kernels.bundle.representative import fp8_of
 from kernels.compiler import Options, compile_graph
 from kernels.device_tables import DeviceTables
+from kernels.fp8 import Fp8, Scales
 from kernels.gpu.buckets import Cost, Work
 from kernels.gpu.device import Isolation
 from kernels.gpu.executor import GpuExecutor, Model
@@ -129,7 +131,19 @@ class _Dense:
     def compile(self, bucket: Bucket, target: Target) -> Program:
         """Compile for one bucket; see ``Compile``."""
         tables = self.tables_at(bucket.length)
-        return compile_graph(self.graph, bucket, target, self.options, tables)
+        options = attrs.evolve(self.options, fp8=self._fp8_at(bucket.length))
+        return compile_graph(self.graph, bucket, target, options, tables)
+
+    def _fp8_at(self, length: int) -> Fp8 | None:
+        """Return the choice of fp8 with the columns that are left at a length."""
+        fp8, sequences = self.options.fp8, self.sequences
+        if fp8 is None or sequences is None or not length:
+            return fp8
+        inputs = {}
+        for side, block in fp8.inputs.items():
+            kept = sequences.kept(side, block.shape[1], length)
+            inputs[side] = np.concatenate([block[:, start:stop] for start, stop in kept], 1)
+        return attrs.evolve(fp8, inputs=inputs)
 
 
 def cost_of(graph: Graph, blocks: Blocks, options: Options) -> Cost:
@@ -173,6 +187,7 @@ def open_gpu(
     max_requests: int = 256,
     mode: str = "streams",
     precision: str = "fp16",
+    fp8: str | None = None,
     input_dtype: str = "float32",
     device_tables: Collection[str] | str = (),
     buckets: Iterable[int | Bucket] | None = None,
@@ -192,6 +207,7 @@ def open_gpu(
         max_requests: Requests of the largest bucket.
         mode: One of ``Isolation``.
         precision: One of ``Precision``.
+        fp8: One of ``fp8.Scales``, for wide Linears over floats of eight bits; None for none.
         input_dtype: ``float32`` or ``float16``, of what is staged.
         device_tables: Names of tables that lie on the card, or ``all``: their lookups' ids are
             staged instead of their columns, see ``kernels.device_tables``.
@@ -207,8 +223,13 @@ def open_gpu(
         CudaError: There is no driver or no such card, or its memory is full.
         GraphError: An operator has no kernel; names it. The host executor can run the model.
         KernelsError: Kernels do not compile, or cannot be kept.
+        BundleError: Scales for ``fp8`` are to be found, and a table's rows are not here.
     """
-    options = Options(precision=Precision(precision), input_dtype=input_dtype)
+    options = Options(
+        precision=Precision(precision),
+        input_dtype=input_dtype,
+        fp8=fp8_of(bundle, Scales(fp8)) if fp8 is not None else None,
+    )
     model = model_of(
         bundle,
         max_rows=max_rows,

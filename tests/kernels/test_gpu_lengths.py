@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
 import pytest
 
 from kernels.bundle.load import load_bundle
+from kernels.bundle.representative import fp8_of
+from kernels.compiler import Options, compile_graph
 from kernels.device_tables import ALL, DeviceTables
+from kernels.fp8 import Scales
 from kernels.gpu import executor as module
 from kernels.gpu.executor import GpuExecutor, Model
 from kernels.gpu.model import model_of
+from kernels.ir.node import Graph
 from kernels.lengths.columns import Shortened, Stretch
 from kernels.lengths.side import shorten_side, shorten_tables
-from kernels.program import Bucket, Pointer, Program, Role, Target
+from kernels.program import H100, Bucket, Pointer, Program, Role, Target
 from tests import attending
 from tests.kernels.gpu_help import FakeCuda, fake_cuda, score_program
 
@@ -178,3 +183,24 @@ def test_a_lookup_of_two_sequences_becomes_two(folder: Path) -> None:
     found = [(lookup.first_id - first, lookup.n_ids, lookup.offset) for lookup in short.lookups[1:]]
     assert found == [(0, 3, 8), (half, 3, 32)]
     assert short.width == 8 + 2 * 3 * 8 + STEPS
+
+
+def test_inputs_to_find_scales_from_are_cut_where_steps_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Options] = []
+
+    def compile_program(graph: Graph, bucket: Bucket, target: Target, *rest: Any) -> Program:  # noqa: ANN401
+        given.append(rest[0])
+        return compile_graph(graph, bucket, target, *rest)
+
+    monkeypatch.setattr("kernels.gpu.model.compile_graph", compile_program)
+    bundle = load_bundle(folder)
+    options = Options(fp8=fp8_of(bundle, Scales.ROW))
+    made = model_of(bundle, max_rows=ROWS, max_requests=REQUESTS, options=options)
+    for length in (0, 8, STEPS):
+        made.compile(Bucket(ROWS, REQUESTS, length), H100)
+        fp8, blocks = given[-1].fp8, made.blocks.at(length)
+        assert fp8 is not None
+        assert fp8.inputs["user"].shape == (16, blocks.user_width)
+        assert fp8.inputs["candidate"].shape == (128, blocks.candidate_width)

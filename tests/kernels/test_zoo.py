@@ -155,7 +155,7 @@ def test_models_in_processes_of_their_own_cost_each_other_nothing(
 
 
 @pytest.mark.skipif(shim.available() is not None, reason=str(shim.available()))
-@pytest.mark.parametrize("executor", ["cuda", "cuda-fp32", "cuda-tf32", "cuda-bf16"])
+@pytest.mark.parametrize("executor", ["cuda", "cuda-fp32", "cuda-tf32", "cuda-bf16", "cuda-fp8"])
 def test_a_zoo_runs_on_a_card_in_each_precision(
     executor: str,
     fake_cuda: FakeCuda,
