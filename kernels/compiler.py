@@ -136,9 +136,10 @@ class _Compiler:
             self.matrices[node] = self._input(Role(name), node)
         phases = plan_phases(
             graph,
-            wide=options.wide and options.precision.has_halves,
+            wide=options.wide,
             sequences=True,
-            inputs_in_halves=options.input_dtype == options.precision.storage,
+            reads_inputs=options.input_dtype == options.precision.storage,
+            item_bytes=options.precision.item_bytes,
         )
         phases = self._with_gathers(phases)
         if options.fp8 is not None:
@@ -286,8 +287,8 @@ class _Compiler:
         return kernel
 
     def _wide(self, phase: Phase, index: int, target: Matrix | None) -> WideConfig:
-        precision = self.options.precision
-        layer = wide_layer(phase, self._rows(phase.lead), self.eights)
+        precision, rows = self.options.precision, self._rows(phase.lead)
+        layer = wide_layer(phase, rows, self.eights, floats=not precision.has_halves)
         config = choose(layer, self.target)
         kernel = emit(layer, config, f"phase{index}", precision)
         weight, bias = (node.array.astype(np.float32) for node in phase.chain[0].sources[-2:])

@@ -1,4 +1,4 @@
-"""Sixteen-bit floats as numpy arrays of their bits: rounding to them, and back from bfloat16."""
+"""Floats rounded to fewer bits: sixteen-bit ones as arrays of their bits, and back; tf32."""
 
 from __future__ import annotations
 
@@ -32,3 +32,10 @@ def to_bf16(values: NDArray[Any]) -> U16:
 def from_bf16(bits: U16) -> F32:
     """Return the numbers that bfloat16 bits stand for: every one is a float32."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def to_tf32(array: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Round floats to 11 significant bits, to nearest, ties away from zero, as ``cvt.rna`` does."""
+    values = np.ascontiguousarray(array, np.float32)
+    bits = values.view(np.uint32) + np.uint32(0x1000) & np.uint32(0xFFFFE000)
+    return np.where(np.isfinite(values), bits.view(np.float32), values)

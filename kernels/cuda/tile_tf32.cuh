@@ -57,6 +57,28 @@ DEVICE void load_floats(const Tile<Cfg>& tile, u32 value, const u8* matrix, int 
     store_shared_u32x4(value + (chunk * R + r) * 16, U32x4{v[0], v[1], v[2], v[3]});
   }
 }
+// As copy_columns, to a matrix of floats; WIDTH is a multiple of four.
+template <class Cfg, class E, int WIDTH, int LD_FROM, int LD_TO, class Row>
+DEVICE void copy_floats(const Tile<Cfg>& tile, u8* to, int to_column, const u8* from, int from_column, Row row) {
+  constexpr int ROWS = ceil_div(Cfg::R, Cfg::C), CHUNKS = WIDTH / 4;
+  const int first = (int)tile.rank * ROWS;
+  in_batches<ROWS * CHUNKS, Cfg::NW * 32>(tile.warp * 32 + tile.lane, [&](int i) {
+    const int r = first + i / CHUNKS, c = i % CHUNKS * 4;
+    return load_four<E>(from + ((u64)row(r < Cfg::R ? r : 0) * LD_FROM + from_column + c) * Element<E>::BYTES);
+  }, [&](int i, U32x4 v) {
+    const int r = first + i / CHUNKS, c = i % CHUNKS * 4;
+    if (r < Cfg::R && tile.row0 + r < tile.n_rows) store_global_u32x4(to + ((u64)(tile.row0 + r) * LD_TO + to_column + c) * 4, v);
+  });
+}
+// As store_columns, of a value of floats.
+template <class Cfg, int WIDTH, int LD> DEVICE void store_floats(const Tile<Cfg>& tile, u8* to, int column, u32 value) {
+  constexpr int ROWS = ceil_div(Cfg::R, Cfg::C), CHUNKS = WIDTH / 4;
+  for (int i = tile.warp * 32 + tile.lane; i < ROWS * CHUNKS; i += Cfg::NW * 32) {
+    const int r = (int)tile.rank * ROWS + i / CHUNKS, chunk = i % CHUNKS;
+    if (r >= Cfg::R || tile.row0 + r >= tile.n_rows) continue;
+    store_global_u32x4(to + ((u64)(tile.row0 + r) * LD + column + chunk * 4) * 4, load_shared_u32x4(value + (chunk * Cfg::R + r) * 16));
+  }
+}
 // Zeros for columns [FIRST, END) of a value of floats that nothing else writes, and that a Linear's last step will read.
 template <class Cfg, int FIRST, int END> DEVICE void zero_floats(const Tile<Cfg>& tile, u32 value) {
   for (int i = tile.warp * 32 + tile.lane; i < Cfg::R * (END - FIRST); i += Cfg::NW * 32)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.halves import to_bf16, to_fp16
+from kernels.halves import to_bf16, to_fp16, to_tf32
 from kernels.program import Precision
 
 U8 = NDArray[np.uint8]
@@ -17,13 +17,6 @@ F32 = NDArray[np.float32]
 def to_storage(array: NDArray[np.generic], precision: Precision) -> NDArray[np.uint16]:
     """Round floats to 16-bit storage, to nearest even; fp16 saturates at its largest finite."""
     return to_bf16(array) if precision is Precision.BF16 else to_fp16(array)
-
-
-def to_tf32(array: NDArray[np.generic]) -> F32:
-    """Round floats to 11 significant bits, to nearest, ties away from zero, as ``cvt.rna`` does."""
-    values = np.ascontiguousarray(array, np.float32)
-    bits = values.view(np.uint32) + np.uint32(0x1000) & np.uint32(0xFFFFE000)
-    return np.where(np.isfinite(values), bits.view(np.float32), values)
 
 
 def pack_fragments(weight: F32, rank: int, cluster: int, precision: Precision) -> U8:

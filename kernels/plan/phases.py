@@ -67,7 +67,12 @@ class MatrixView:
 
 
 def plan_phases(
-    graph: Graph, *, wide: bool, sequences: bool, inputs_in_halves: bool = True
+    graph: Graph,
+    *,
+    wide: bool,
+    sequences: bool,
+    reads_inputs: bool = True,
+    item_bytes: int = 2,
 ) -> list[Phase]:
     """Cut a graph into phases, in the order in which they run.
 
@@ -75,30 +80,33 @@ def plan_phases(
         graph: As the passes leave it; it is not changed.
         wide: Whether large Linears get launches of their own.
         sequences: The same of sequence programs; without, the graph must hold none.
-        inputs_in_halves: Whether wide Linears can read the inputs where they lie.
+        reads_inputs: Whether wide Linears can read the inputs where they lie.
+        item_bytes: Of a stored element.
     """
     nodes = list(graph.nodes())
     kinds: dict[Node, Kind] = {}
     for node in nodes:
         if sequences and node.op in SEQUENCES:
             kinds[node] = SEQUENCES[node.op]
-        elif wide and is_wide(node):
+        elif wide and is_wide(node, item_bytes):
             kinds[node] = Kind.WIDE
     shared = dict.fromkeys(node.sources[0] for node in nodes if node.op is Op.TO_ROWS)
     roots = [each for each in shared if not is_view_of_input(each)]
     phases = []
     if roots:
-        phases += _Chain(graph, Lead.REQUESTS, kinds, roots, inputs_in_halves).phases()
-    return phases + _Chain(graph, Lead.ROWS, kinds, [graph.output], inputs_in_halves).phases()
+        phases += _Chain(graph, Lead.REQUESTS, kinds, roots, reads_inputs).phases()
+    return phases + _Chain(graph, Lead.ROWS, kinds, [graph.output], reads_inputs).phases()
 
 
-def is_wide(node: Node) -> bool:
+def is_wide(node: Node, item_bytes: int = 2) -> bool:
     """Whether a node is a Linear whose weights only a kernel across the card should read."""
     if node.op is not Op.LINEAR:
         return False
     assert isinstance(node.arg, Linear)
     inner = node.dims[:-2] if node.arg.grouped else node.dims[:-1]
-    return not inner and node.sources[-2].width * 2 >= WIDE_BYTES
+    if node.arg.grouped and any(each.dims[-1] % ALIGNED_COLUMNS for each in node.sources[:-2]):
+        return False
+    return not inner and node.sources[-2].width * item_bytes >= WIDE_BYTES
 
 
 def is_view_of_input(node: Node) -> bool:
@@ -179,7 +187,7 @@ class _Chain:
     lead: Lead
     kinds: Mapping[Node, Kind]
     roots: Sequence[Node]
-    inputs_in_halves: bool
+    reads_inputs: bool
     readers: dict[Node, list[Node]] = attrs.field(factory=dict)
     chains: dict[Node, tuple[Node, ...]] = attrs.field(factory=dict)
     stage: dict[Node, int] = attrs.field(factory=dict)
@@ -289,7 +297,7 @@ class _Chain:
         if kind is not Kind.WIDE:
             return located_base(source)
         view = aligned_view(source)
-        if view is None or (view.base.op is Op.INPUT and not self.inputs_in_halves):
+        if view is None or (view.base.op is Op.INPUT and not self.reads_inputs):
             return None
         return view.base
 

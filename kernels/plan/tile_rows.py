@@ -248,14 +248,16 @@ def write(b: TileBuilder, output: Node) -> None:
 def _write_piece(b: TileBuilder, piece: Node, target: Matrix, column: int) -> None:
     """Write columns of a matrix; whole chunks where both sides allow it."""
     found = located(piece, b.matrices)
-    whole = b.has_fragments() and not (column % 8 or piece.width % 8)
-    whole = whole and target.element_bytes == 2 and target.row_bytes % 16 == 0
+    of_floats, kind = not b.precision.has_halves, "columns" if b.precision.has_halves else "floats"
+    whole = (of_floats or b.has_fragments()) and not (column % 8 or piece.width % 8)
+    whole = whole and target.element_bytes == b.precision.item_bytes
+    whole = whole and target.row_bytes % 16 == 0
     to = f"{b.parameter(target)}, {column}"
     if whole and found is not None and tile.is_aligned(found.matrix, found.first):
         source, row = found.matrix, "request(r)" if found.requests else "r"
         b.fetch(source, row)
         copy = (
-            f"copy_columns<Cfg, {source.element}, {piece.width}, {source.ld}, {target.ld}>"
+            f"copy_{kind}<Cfg, {source.element}, {piece.width}, {source.ld}, {target.ld}>"
             f"(tile, {to}, {b.parameter(source)}, {found.first}, "
             f"[&](int r) {{ return {b.row_of(source, row)}; }});"
         )
@@ -266,8 +268,8 @@ def _write_piece(b: TileBuilder, piece: Node, target: Matrix, column: int) -> No
     held = None if view is None else b.halves.get(view.base)
     if whole and held is not None and view is not None:
         chunks = (
-            f"store_columns<Cfg, {piece.width}, {target.ld}>"
-            f"(tile, {to}, {held.name} + {view.column // 8} * Cfg::R * 16);"
+            f"store_{kind}<Cfg, {piece.width}, {target.ld}>"
+            f"(tile, {to}, {held.name} + {view.column // held.per_chunk} * Cfg::R * 16);"
         )
         b.add(Step(f"write {piece.width} columns", lambda: chunks, (held,)))
         return

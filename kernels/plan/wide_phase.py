@@ -34,7 +34,7 @@ class _Staged:
         raise GraphError("a wide Linear's epilogue reads no tables")
 
 
-def wide_layer(phase: Phase, rows: int, eights: Eights) -> WideLayer:
+def wide_layer(phase: Phase, rows: int, eights: Eights, *, floats: bool) -> WideLayer:
     """Return the layer that a phase computes."""
     output = phase.outputs[0]
     core = phase.chain[0]
@@ -46,6 +46,7 @@ def wide_layer(phase: Phase, rows: int, eights: Eights) -> WideLayer:
         segments=tuple(source.dims[-1] for source in core.sources[: arg.n_inputs]),
         groups=core.dims[0] if arg.grouped else 1,
         epilogue=_epilogue(phase.chain, arg),
+        floats=floats,
         eights=core in eights.readers,
         stores_halves=output not in eights.only,
         stores_eights=output in eights.scales,

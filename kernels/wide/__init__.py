@@ -6,8 +6,8 @@ dependent (``program.Launch.dependent``): each fetches its weights while the one
 
 Read in this order: ``layer`` (what is computed), ``config`` (how it is cut), ``cost`` (the cost
 model that picks a config), ``pack`` (the weights' layout), ``emit`` (text and launch). The device
-code is ``kernels/cuda/wide_sm90.cuh`` (wgmma) and ``wide_mma.cuh`` (mma.sync), whose heads say how
-they work.
+code is ``kernels/cuda/wide_sm90.cuh`` (wgmma) and ``wide_mma.cuh`` (mma.sync; of floats with
+``wide_tf32.cuh``), whose heads say how they work.
 
 A layer may read and store floats of eight bits (``WideLayer.eights``, ``stores_eights``).
 

@@ -21,7 +21,7 @@ class WideConfig:
     """One way to run a layer; the heads of the device files say what the numbers do.
 
     Attributes:
-        method: WGMMA for sm_90a, MMA elsewhere.
+        method: WGMMA for halves on sm_90a, MMA elsewhere.
         tile_rows: 64 or 128.
         tile_columns: 32, 64, 128 or, with WGMMA, 256.
         stages: Slots of the ring, 2 to 8.

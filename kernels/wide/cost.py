@@ -54,9 +54,9 @@ def choose(layer: WideLayer, target: Target) -> WideConfig:
     Raises:
         ValueError: The layer reads or stores e4m3, which the card has no kernels for.
     """
-    if target.arch != "sm_90a":
-        if layer.eights or layer.stores_eights:
-            raise ValueError(f"{target.arch}: only sm_90a has kernels of e4m3")
+    if target.arch != "sm_90a" and (layer.eights or layer.stores_eights):
+        raise ValueError(f"{target.arch}: only sm_90a has kernels of e4m3")
+    if target.arch != "sm_90a" or layer.floats:
         return _choose_mma(layer, target)
     return min(candidates(layer, target), key=lambda config: estimate_us(layer, config, target))
 

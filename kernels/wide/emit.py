@@ -8,7 +8,12 @@ from kernels.program import Argument, Launch, Pointer, Precision, TensorMap
 from kernels.wide.config import Method, WideConfig
 from kernels.wide.layer import K_TILE_BYTES, WideLayer
 
-_STORAGE = {Precision.FP16: "Fp16", Precision.BF16: "Bf16"}
+_STORAGE = {
+    Precision.FP16: "Fp16",
+    Precision.BF16: "Bf16",
+    Precision.TF32: "Tf32<1>",
+    Precision.FP32: "Tf32<3>",
+}
 
 
 @attrs.frozen
@@ -185,7 +190,7 @@ def _kernel_text(
     layer: WideLayer, config: WideConfig, entry: str, parameters: list[str], inputs: str, call: str
 ) -> list[str]:
     extra, epilogue = _epilogue_text(layer)
-    fixed = ["const int* counts", "const u8* weights", "u16* y", "int ld_y"]
+    fixed = ["const int* counts", "const u8* weights", f"{_element(layer)}* y", "int ld_y"]
     outputs, kinds = "y, ld_y", "Tile, Layer"
     if layer.stores_eights:
         fixed += ["u8* eights", "int ld_eights"]
@@ -199,6 +204,10 @@ def _kernel_text(
         f"  {call}<{kinds}>(counts, weights, {outputs}, inputs, {epilogue});",
         "}",
     ]
+
+
+def _element(layer: WideLayer) -> str:
+    return "float" if layer.floats else "u16"
 
 
 def _wgmma_text(layer: WideLayer, config: WideConfig, entry: str, precision: Precision) -> str:
@@ -276,23 +285,25 @@ def _mma_text(layer: WideLayer, config: WideConfig, entry: str, precision: Preci
     for i in range(len(staged) - 2, -1, -1):
         which = f"i == {i} ? {staged[i]} : {which}"
         which_ld = f"i == {i} ? ld_{staged[i]} : {which_ld}"
-    c = config
+    c, element = config, _element(layer)
     tile = f"WideMmaTile<{_STORAGE[precision]}, {c.tile_rows}, {c.tile_columns}, {c.stages}>"
-    members = [f"  const u16* {name};\n  int ld_{name};" for name in names + staged]
-    parameters = [p for name in names + staged for p in (f"const u16* {name}", f"int ld_{name}")]
+    members = [f"  const {element}* {name};\n  int ld_{name};" for name in names + staged]
+    parameters = [
+        p for name in names + staged for p in (f"const {element}* {name}", f"int ld_{name}")
+    ]
     values = [v for name in names + staged for v in (name, f"ld_{name}")]
     lines = [
-        '#include "wide_mma.cuh"',
+        f'#include "{"wide_mma" if precision.has_halves else "wide_tf32"}.cuh"',
         layer.epilogue.text,
         f"using Tile = {tile};",
         f'static_assert(Tile::SHARED_BYTES == {c.shared_bytes(0)}, "as launched");',
         *_layer_text(layer),
         "struct Inputs {",
         *members,
-        "  DEVICE WideRow input(int k_tile, int group) const {",
+        f"  DEVICE WideRow<{element}> input(int k_tile, int group) const {{",
         *choices,
         "  }",
-        f"  DEVICE const u16* staged(int i) const {{ return {which}; }}",
+        f"  DEVICE const {element}* staged(int i) const {{ return {which}; }}",
         f"  DEVICE int staged_ld(int i) const {{ return {which_ld}; }}",
         "};",
         *_kernel_text(layer, config, entry, parameters, ", ".join(values), "wide_mma_linear"),

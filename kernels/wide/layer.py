@@ -74,6 +74,7 @@ class WideLayer:
         segments: The k_i.
         groups: Independent problems.
         epilogue: What is done to the sums.
+        floats: Whether X, W and Y are 32-bit floats, which only kernels with mma.sync take.
         eights: Whether X and W are e4m3, sums scaled by column; else they are 16-bit floats.
         stores_halves, stores_eights: What Y is stored as: 16-bit floats, e4m3, or both.
     """
@@ -83,6 +84,7 @@ class WideLayer:
     segments: tuple[int, ...]
     groups: int = 1
     epilogue: Epilogue = attrs.field(factory=lambda: activation(None))
+    floats: bool = False
     eights: bool = False
     stores_halves: bool = True
     stores_eights: bool = False
@@ -90,7 +92,7 @@ class WideLayer:
     @property
     def element_bytes(self) -> int:
         """Size of an element of X and W."""
-        return 1 if self.eights else 2
+        return 1 if self.eights else 4 if self.floats else 2
 
     @property
     def k_tile(self) -> int:

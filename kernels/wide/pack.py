@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.fp8 import LARGEST, Scales, to_e4m3
-from kernels.halves import to_bf16, to_fp16
+from kernels.halves import to_bf16, to_fp16, to_tf32
 from kernels.program import Precision
 from kernels.wide.layer import WideLayer
 
@@ -49,13 +49,21 @@ class Quantised:
         return to_e4m3(plain / scale), np.ascontiguousarray(scale[:, 0], np.float32)
 
 
-def to_storage(values: NDArray[np.float32], precision: Precision) -> NDArray[np.uint16]:
-    """Return the bits of 16-bit floats: fp16 saturated to finite values, bf16 rounded to even."""
-    if precision is Precision.FP16:
-        return to_fp16(values)
-    if precision is Precision.BF16:
-        return to_bf16(values)
-    raise ValueError(f"a wide layer stores 16-bit floats, not {precision}")
+def to_storage(values: NDArray[np.float32], precision: Precision) -> NDArray[Any]:
+    """Return weights as they are stored.
+
+    That is the bits of 16-bit floats, fp16 saturated to finite values, bf16 rounded to even; or
+    floats, for TF32 rounded.
+    """
+    match precision:
+        case Precision.FP16:
+            return to_fp16(values)
+        case Precision.BF16:
+            return to_bf16(values)
+        case Precision.TF32:
+            return to_tf32(values)
+        case Precision.FP32:
+            return values
 
 
 def pack(
@@ -77,7 +85,7 @@ def pack(
         layer: The layer.
         weight: ``[k, n]``, or ``[groups, k, n]``; segments one after the other along k.
         bias: ``[n]`` or ``[groups, n]``; None for none.
-        precision: FP16 or BF16.
+        precision: Of floats for a layer of them, else FP16 or BF16.
         quantised: Scales, where X and W are e4m3 or Y is stored so.
 
     Returns:
@@ -85,7 +93,7 @@ def pack(
     """
     g, n = layer.groups, layer.n
     floats = np.asarray(weight, np.float32).reshape(g, layer.k, n)
-    source: NDArray[np.unsignedinteger[Any]]
+    source: NDArray[Any]
     if layer.eights:
         assert quantised is not None
         source, scales = quantised.weights(layer, floats)

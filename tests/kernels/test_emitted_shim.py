@@ -98,6 +98,19 @@ def test_every_cut_of_a_tile_agrees(name: str, shape: TileShape, seed: int) -> N
     assert_agrees(peer(name), peer_sample(name, 37), Options(tile=shape), seed=seed, factor=2)
 
 
+@pytest.mark.parametrize("shape", [TileShape(16, 2), TileShape(16, 8), TileShape(32, 1)], ids=str)
+@pytest.mark.parametrize("name", ["DeepFM", "DLRM"])
+def test_every_cut_of_a_tile_of_floats_agrees(name: str, shape: TileShape) -> None:
+    for precision in (Precision.FP32, Precision.TF32):
+        options = Options(precision, tile=shape)
+        assert_agrees(peer(name), peer_sample(name, 37), options, factor=2)
+
+
+@pytest.mark.parametrize("name", ["MMoE", "BST", "DLRMDCNv2"])
+def test_a_large_model_of_floats_agrees(name: str) -> None:
+    assert_agrees(peer(name), peer_sample(name, 15), FP32, seed=1, factor=3)
+
+
 @pytest.mark.parametrize("name", ["DeepFM", "DLRM", "DIN"])
 def test_other_storage_agrees(name: str) -> None:
     sample = peer_sample(name, 15)
@@ -126,17 +139,23 @@ def test_wide_linears_with_tensor_maps_agree(name: str, monkeypatch: pytest.Monk
     graph = small(name)
     program = assert_agrees(graph, sample_of(graph, 37, 5), BF16 if name == "din" else None)
     assert any(facts.kind == "wide" for facts in program.facts)
+    of_floats = assert_agrees(graph, sample_of(graph, 37, 5), FP32, factor=2)
+    assert any(facts.kind == "wide" for facts in of_floats.facts)
     assert any(isinstance(each, TensorMap) for run in program.launches for each in run.arguments)
 
 
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.FP32])
 @pytest.mark.parametrize("races", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", passes_help.MODELS)
-def test_blocks_of_a_cluster_wait_for_each_other(name: str, seed: int, races: bool) -> None:
+def test_blocks_of_a_cluster_wait_for_each_other(
+    name: str, seed: int, races: bool, precision: Precision
+) -> None:
     graph = small(name, user=seed % 2 == 0)
     sample = sample_of(graph, 18, 2, seed=seed)
     shape = TileShape(16, (4, 2, 8)[seed])
-    assert_agrees(graph, sample, Options(tile=shape), seed=seed, races=races, factor=3)
+    options = Options(precision, tile=shape)
+    assert_agrees(graph, sample, options, seed=seed, races=races, factor=3)
 
 
 @pytest.mark.parametrize("options", [Options(), FP32, TF32, BF16, Options(tile=TileShape(16, 4))])
@@ -247,7 +266,8 @@ def test_a_random_graph_with_wide_linears_agrees(
     graph, make_inputs = random_graph(seed)
     made = make_inputs(37, 3, seed)
     sample = Sample(made.inputs, made.request_of_row)
-    assert_agrees(logits(graph), sample, bucket=Bucket(40, 4), seed=seed % 4)
+    for options in (Options(), FP32):
+        assert_agrees(logits(graph), sample, options, bucket=Bucket(40, 4), seed=seed % 4)
 
 
 @pytest.mark.parametrize("seed", range(60, 75))

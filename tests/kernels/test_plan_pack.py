@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kernels.plan.pack import Blob, pack_fragments, rank_columns, rank_tiles, to_storage, to_tf32
+from kernels.halves import to_tf32
+from kernels.plan.pack import Blob, pack_fragments, rank_columns, rank_tiles, to_storage
 from kernels.program import Precision
 
 F32 = NDArray[np.float32]

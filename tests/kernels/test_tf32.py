@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from kernels.compiler import Options, compile_graph
+from kernels.halves import to_tf32
 from kernels.ir.build import reshape
 from kernels.ir.node import Graph
 from kernels.ir.reference import evaluate
 from kernels.passes.affine import linear
-from kernels.plan.pack import to_tf32
 from kernels.program import A100, H100, Bucket, Precision, Target
 from tests.kernels import passes_help, shim
 from tests.kernels.emitted_help import Sample

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import attrs
 import numpy as np
 import pytest
@@ -44,7 +46,13 @@ runs_here = pytest.mark.skipif(shim.available() is not None, reason=str(shim.ava
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 RELU = activation(Op.RELU)
-TOLERANCE = {Precision.FP16: 2e-3, Precision.BF16: 1.2e-2}
+TOLERANCE = {
+    Precision.FP16: 2e-3,
+    Precision.BF16: 1.2e-2,
+    Precision.TF32: 2e-6,  # of factors that it holds
+    Precision.FP32: 2e-6,
+}
+Bits: TypeAlias = NDArray[np.uint16] | NDArray[np.uint32]
 GAIN = Epilogue(
     "Gain",
     """struct Gain {
@@ -59,14 +67,21 @@ GAIN = Epilogue(
 )
 
 
-def floats(bits: NDArray[np.uint16], precision: Precision) -> F32:
+def floats(bits: Bits, precision: Precision) -> F32:
+    if not precision.has_halves:
+        return bits.view(np.float32)
     if precision is Precision.FP16:
         return bits.view(np.float16).astype(np.float32)
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+def bits_of(values: NDArray[np.floating], precision: Precision) -> Bits:
+    stored = to_storage(values.astype(np.float32), precision)
+    return stored if precision.has_halves else stored.view(np.uint32)
+
+
 def rounded(values: F64, precision: Precision) -> F32:
-    return floats(to_storage(values.astype(np.float32), precision), precision)
+    return floats(bits_of(values, precision), precision)
 
 
 @attrs.frozen
@@ -126,7 +141,7 @@ class Memory:
         self.held[address] = array.reshape(-1)[column:]
         return Pointer(Role.SCRATCH, address)
 
-    def matrix(self, array: NDArray[np.uint16], column: int = 0) -> Matrix:
+    def matrix(self, array: Bits, column: int = 0) -> Matrix:
         return Matrix(self.at(array, column), array.shape[1])
 
     def run(self, text: str, launch: Launch, seed: int, resident: int) -> None:
@@ -150,34 +165,35 @@ class Memory:
         )
 
 
-def aligned(shape: tuple[int, int], fill: int) -> NDArray[np.uint16]:
+def aligned(shape: tuple[int, int], fill: int, item_bytes: int = 2) -> Bits:
     """Return a matrix that starts at 16 bytes."""
-    room = np.full(shape[0] * shape[1] + 8, fill, np.uint16)
-    skip = -room.ctypes.data % 16 // 2
+    room = np.full(shape[0] * shape[1] + 8, fill, f"u{item_bytes}")
+    skip = -room.ctypes.data % 16 // item_bytes
     return room[skip : skip + shape[0] * shape[1]].reshape(shape)
 
 
 def check(case: Case) -> None:
     """Run a case; what lies beside inputs and beyond real rows is NaN, and so is Y before."""
-    layer, precision = case.layer, case.precision
+    precision = case.precision
+    layer, item = attrs.evolve(case.layer, floats=not precision.has_halves), precision.item_bytes
     rng = np.random.default_rng(layer.k + layer.n)
-    n, g, nan = layer.n * layer.groups, layer.groups, 0xFFFF
+    n, g, nan = layer.n * layer.groups, layer.groups, (1 << 8 * item) - 1
     weight = rounded(rng.standard_normal((g, layer.k, layer.n)) / layer.k**0.5, precision)
     bias = rng.standard_normal((g, layer.n)).astype(np.float32)
     x = rounded(rng.standard_normal((case.rows, g * layer.k)), precision)
     memory, inputs, start = Memory(), [], 0
     for k in layer.segments:
-        block = aligned((layer.rows, -(-g * k // 8) * 8 + 24), nan)
-        block[: case.rows, 8 : 8 + g * k] = to_storage(x[:, start : start + g * k], precision)
+        block = aligned((layer.rows, -(-g * k // 8) * 8 + 24), nan, item)
+        block[: case.rows, 8 : 8 + g * k] = bits_of(x[:, start : start + g * k], precision)
         inputs.append(memory.matrix(block, 8))
         start += g * k
     pitch = -(-n // 8) * 8 + 16
-    extra = [aligned((layer.rows, pitch), nan) for _ in range(layer.epilogue.n_staged)]
+    extra = [aligned((layer.rows, pitch), nan, item) for _ in range(layer.epilogue.n_staged)]
     staged = [rounded(rng.standard_normal((case.rows, n)), precision) for _ in extra]
     for block, values in zip(extra, staged, strict=True):
-        block[: case.rows, :n] = to_storage(values, precision)
+        block[: case.rows, :n] = bits_of(values, precision)
     gain = rng.standard_normal(n + 1).astype(np.float32)
-    y = aligned((layer.rows, pitch), nan)
+    y = aligned((layer.rows, pitch), nan, item)
     kernel = emit(layer, case.config, "wide", precision)
     blob = np.zeros(packed_bytes(layer) + 16, np.uint8)
     blob = blob[-blob.ctypes.data % 16 :][: packed_bytes(layer)]
@@ -201,7 +217,7 @@ def check(case: Case) -> None:
 
 
 WG, MMA = Method.WGMMA, Method.MMA
-BF16 = Precision.BF16
+BF16, TF32, FP32 = Precision.BF16, Precision.TF32, Precision.FP32
 LAYERS = {
     "plain": WideLayer(70, 72, (200,)),
     "segments": WideLayer(64, 100, (100, 64, 13), epilogue=activation(Op.SIGMOID)),
@@ -241,6 +257,15 @@ LAYERS = {
         ("cross", WideConfig(MMA, 128, 128, 3), 130, Precision.FP16, 3),
         ("groups", WideConfig(MMA, 64, 32, 4), 50, Precision.FP16, 4),
         ("own", WideConfig(MMA, 64, 32, 6), 99, Precision.FP16, 5),
+        ("plain", WideConfig(MMA, 64, 32, 3), 66, FP32, 0),
+        ("segments", WideConfig(MMA, 64, 64, 2), 37, FP32, 1),
+        ("odd", WideConfig(MMA, 128, 64, 3), 129, FP32, 2),
+        ("cross", WideConfig(MMA, 128, 128, 3), 130, FP32, 3),
+        ("groups", WideConfig(MMA, 64, 32, 4), 50, TF32, 4),
+        ("odd groups", WideConfig(MMA, 64, 32, 4), 64, FP32, 4),
+        ("own", WideConfig(MMA, 64, 32, 6), 99, TF32, 5),
+        ("one row", WideConfig(MMA, 64, 64, 3), 1, TF32, 6),
+        ("long", WideConfig(MMA, 64, 64, 3), 40, FP32, 7),
     ],
 )
 def test_the_kernels_text_agrees_with_float64(
@@ -282,20 +307,24 @@ def test_no_rows_store_nothing() -> None:
         assert (y == 0xFFFF).all()
 
 
-def test_packed_weights_are_where_the_head_of_the_device_code_says() -> None:
-    layer = WideLayer(64, 70, (100, 9), 2)
+@pytest.mark.parametrize("item_bytes", [2, 4])
+def test_packed_weights_are_where_the_head_of_the_device_code_says(item_bytes: int) -> None:
+    layer = WideLayer(64, 70, (100, 9), 2, floats=item_bytes == 4)
+    depth, per = layer.k_tile, 16 // item_bytes
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((2, 109, 70)).astype(np.float16).astype(np.float32)
     bias = rng.standard_normal((2, 70)).astype(np.float32)
-    blob = pack(layer, weight, bias, Precision.FP16)
+    blob = pack(layer, weight, bias, Precision.FP16 if item_bytes == 2 else FP32)
+    n_tiles = -(-100 // depth) + 1
     assert blob.size == packed_bytes(layer)
-    tiles = blob[: 2 * 3 * 96 * 128].view(np.float16).reshape(2, 3, 96, 8, 8)
+    held_as = f"<f{item_bytes}"
+    tiles = blob[: 2 * n_tiles * 96 * 128].view(held_as).reshape(2, n_tiles, 96, 8, per)
     for group, k, n in rng.integers(0, [2, 109, 70], (200, 3)):
-        tile, within = (k // 64, k % 64) if k < 100 else (2, k - 100)
+        tile, within = divmod(k, depth) if k < 100 else (n_tiles - 1, k - 100)
         t, j, e = n % 32 // 8, n % 8 // 2, n % 2
         row = n // 32 * 32 + j * 8 + t * 2 + e
-        held = tiles[group, tile, row, (within // 8) ^ (row % 8), within % 8]
-        assert held == np.float16(weight[group, k, n])
+        held = tiles[group, tile, row, (within // per) ^ (row % 8), within % per]
+        assert held == weight[group, k, n]
     assert np.count_nonzero(tiles) == np.count_nonzero(weight)
     packed_bias = blob[layer.bias_offset :].view(np.float32).reshape(2, 256)
     np.testing.assert_array_equal(packed_bias[:, :70], bias)
@@ -308,8 +337,9 @@ def test_storage_rounds_to_even_and_saturates() -> None:
     np.testing.assert_array_equal(halves, [65504, -65504, 1, 1 + 2**-9])
     values = np.array([1 + 2**-8, 1 + 3 * 2**-8], np.float32)
     np.testing.assert_array_equal(floats(to_storage(values, BF16), BF16), [1, 1 + 2**-6])
-    with pytest.raises(ValueError, match="16-bit"):
-        to_storage(values, Precision.FP32)
+    values = np.array([1 + 2**-11, 1 + 2**-12, 2**30], np.float32)
+    np.testing.assert_array_equal(to_storage(values, TF32), [1 + 2**-10, 1, 2**30])
+    np.testing.assert_array_equal(to_storage(values, FP32), values)
 
 
 @pytest.mark.parametrize("rows", [1, 64, 512, 4096])
@@ -325,6 +355,9 @@ def test_what_is_chosen_fits(rows: int, k: int, n: int, groups: int, epilogue: E
         assert config.shared_bytes(epilogue.n_staged) <= target.shared_bytes
         assert config.split <= layer.k_tiles
         assert config.split == 1 or config.max_clusters == 0  # one tile a cluster
+        of_floats = choose(attrs.evolve(layer, floats=True), target)
+        assert of_floats.method is Method.MMA
+        assert of_floats.shared_bytes(epilogue.n_staged) <= target.shared_bytes
     best = estimate_us(layer, choose(layer, H100), H100)
     assert best == min(estimate_us(layer, each, H100) for each in candidates(layer, H100))
 

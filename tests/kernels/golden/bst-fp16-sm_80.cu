@@ -55,7 +55,7 @@ struct Inputs {
   int ld_x0;
   const u16* x1;
   int ld_x1;
-  DEVICE WideRow input(int k_tile, int group) const {
+  DEVICE WideRow<u16> input(int k_tile, int group) const {
     if (k_tile < 64) { const int k = (k_tile - 0) * 64; return {x0 + k, ld_x0, 4096 - k}; }
     const int k = (k_tile - 64) * 64; return {x1 + k, ld_x1, 512 - k};
   }
