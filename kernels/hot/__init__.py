@@ -18,8 +18,9 @@ most ``stale_s`` later seen by every batch, whatever becomes of messages that sa
 these only bring it forward. Replicas that lag behind add their lag.
 
 Read in this order: ``sizes`` (what a bound in bytes holds), ``plain`` (the policy, in Python),
-``rows`` (the same in C, and what is called), ``tables`` (several tables in one call), ``claims``
-(who fetches what is missing, so that it is fetched once), ``copying`` (rows to their places).
+``rows`` (the same in C, and what is called), ``tables`` (several tables in one call), ``slots``
+(rows that lie on a card), ``claims`` (who fetches what is missing, so that it is fetched once),
+``copying`` (rows to their places).
 """
 
 from kernels.hot._c import implementation
@@ -27,6 +28,18 @@ from kernels.hot.claims import Claims
 from kernels.hot.copying import copy_rows
 from kernels.hot.rows import HotRows
 from kernels.hot.sizes import HotStatistics, Sizes
+from kernels.hot.slots import LOST, Placed, SlotSet
 from kernels.hot.tables import HotSet
 
-__all__ = ["Claims", "HotRows", "HotSet", "HotStatistics", "Sizes", "copy_rows", "implementation"]
+__all__ = [
+    "LOST",
+    "Claims",
+    "HotRows",
+    "HotSet",
+    "HotStatistics",
+    "Placed",
+    "Sizes",
+    "SlotSet",
+    "copy_rows",
+    "implementation",
+]

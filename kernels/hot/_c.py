@@ -13,7 +13,7 @@ typedef struct {
     uint64_t seed;
     int64_t capacity, n_cells, n_blocks, row_bytes, period_keys;
     double stale_s;
-    uintptr_t cells, entries, rows, uses, use_periods, counts, count_periods;
+    uintptr_t cells, entries, rows, uses, use_periods, pins, counts, count_periods;
     int64_t n_rows, hand, n_asked;
     uint32_t period;
     int64_t hits, misses, stale, admitted, refreshed, refused, evicted, invalidated;
@@ -26,6 +26,15 @@ int64_t tb_hot_take_all(hot **tables, int64_t n_tables, const int64_t *keys, con
 void tb_hot_admit_all(hot **tables, int64_t n_tables, const int64_t *keys, const int64_t *splits,
                       const uint8_t *rows, const uint8_t *kept, double read_at);
 void tb_hot_invalidate(hot *h, const int64_t *keys, int64_t n);
+int64_t tb_hot_lease_all(hot **tables, int64_t n_tables, const int64_t *keys, const int64_t *splits,
+                         double now, int32_t *slots, int64_t *misses);
+int64_t tb_hot_place_all(hot **tables, int64_t n_tables, const int64_t *keys, const int64_t *splits,
+                         const uint8_t *kept, double read_at, int64_t *places, int32_t *slots,
+                         int64_t *counts);
+void tb_hot_arrived_all(hot **tables, int64_t n_tables, const int32_t *slots, const int64_t *splits,
+                        double read_at);
+void tb_hot_release_all(hot **tables, int64_t n_tables, const int32_t *slots,
+                        const int64_t *splits);
 typedef struct { uint64_t seed; uintptr_t cells; int64_t n_cells, n_used; } claims;
 int64_t tb_claims_take(claims *c, const int64_t *tables, const int64_t *keys, int64_t n,
                        int64_t oldest, int64_t next, int64_t *numbers);

@@ -1,10 +1,11 @@
 /* The hot rows of one table: which are held, and which come in. See rows.py and plain.py, which says
-   the same in Python, decision for decision.
+   the same in Python, decision for decision; slots.py is of rows that lie elsewhere.
 
    Everything lies in arrays that the caller owns. A key's *cell* tells its *slot*; cells are probed
    one after the other and hold 32 bits of the key's hash, so that a miss reads one cache line. Keys
    are taken some at a time, and what a step needs was prefetched by the step before. */
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -19,8 +20,10 @@ enum { WORDS = 8, PROBES = 4, MOST_COUNT = 15, MOST_USES = 255 };
 
 typedef struct {
     int64_t key;
-    double read_at; /* -HUGE_VAL: it was invalidated */
+    double read_at; /* or one of these */
 } entry;
+#define INVALID (-HUGE_VAL) /* the row changed */
+#define COMING (-DBL_MAX)   /* the row is on its way to the slot */
 
 /* Mirrored by the cdef in _c.py. */
 typedef struct {
@@ -33,6 +36,7 @@ typedef struct {
     uint8_t *rows;           /* [capacity, row_bytes] */
     uint8_t *uses;           /* [capacity] */
     uint32_t *use_periods;   /* [capacity / GROUP]: when its uses were last halved */
+    uint32_t *pins;          /* [capacity]: who reads or writes the slot; NULL where rows are copied */
     uint64_t *counts;        /* [n_blocks, WORDS] */
     uint32_t *count_periods; /* [n_blocks] */
     int64_t n_rows, hand, n_asked;
@@ -186,25 +190,31 @@ static int64_t begin(hot *h, const int64_t *keys, int64_t n, uint64_t *hashes, i
     return m;
 }
 
-/* Copy the rows that are held and not stale to `out`, each to its key's place, and tell the places
-   of the others in `misses`. Returns how many these are. */
-int64_t tb_hot_take(hot *h, const int64_t *keys, int64_t n, double now, uint8_t *out,
-                    int64_t *misses) {
+/* Find the rows that are held and not stale: copy them to `out`, each to its key's place, or, if
+   there is none, pin their slots and tell these in `slots`. The places of the others in `misses`.
+   Returns how many these are. */
+static inline int64_t look(hot *h, const int64_t *keys, int64_t n, double now, uint8_t *out,
+                           int32_t *slots, int64_t *misses) {
     uint64_t hashes[CHUNK];
     int64_t guessed[CHUNK], n_misses = 0;
     for (int64_t first = 0, m; first < n; first += m) {
-        m = begin(h, keys + first, n - first, hashes, guessed, 1);
+        m = begin(h, keys + first, n - first, hashes, guessed, out != NULL);
         for (int64_t i = 0; i < m; i++) {
             int64_t at = first + i, slot = slot_of(h, keys[at], hashes[i], guessed[i]);
             if (slot >= 0) {
                 double read_at = h->entries[slot].read_at;
                 use(h, slot);
-                if (read_at > -HUGE_VAL && now - read_at <= h->stale_s) {
-                    memcpy(out + at * h->row_bytes, h->rows + slot * h->row_bytes,
-                           (size_t)h->row_bytes);
+                if (read_at > COMING && now - read_at <= h->stale_s) {
+                    if (out) {
+                        memcpy(out + at * h->row_bytes, h->rows + slot * h->row_bytes,
+                               (size_t)h->row_bytes);
+                    } else {
+                        slots[at] = (int32_t)slot;
+                        h->pins[slot]++;
+                    }
                     continue;
                 }
-                h->stale++;
+                h->stale += read_at != COMING;
             } else {
                 count(h, hashes[i]);
             }
@@ -219,22 +229,54 @@ int64_t tb_hot_take(hot *h, const int64_t *keys, int64_t n, double now, uint8_t 
     return n_misses;
 }
 
+int64_t tb_hot_take(hot *h, const int64_t *keys, int64_t n, double now, uint8_t *out,
+                    int64_t *misses) {
+    return look(h, keys, n, now, out, NULL, misses);
+}
+
 /* A slot for a key that is not held, or -1: whoever was asked for least often of some must have been
-   asked for less often than the key. */
+   asked for less often than the key. Those that are pinned keep their slots. */
 static int64_t make_room(hot *h, uint64_t uses) {
     if (h->n_rows < h->capacity) return h->n_rows++;
     int64_t group = h->hand;
     h->hand = (group + 1) % (h->capacity / GROUP);
     const uint8_t *of = uses_of(h, group);
-    int least = 0;
-    for (int i = 1; i < GROUP; i++)
-        if (of[i] < of[least]) least = i;
-    if (uses <= of[least]) return -1;
+    const uint32_t *pins = h->pins ? h->pins + group * GROUP : NULL;
+    int least = -1;
+    for (int i = 0; i < GROUP; i++)
+        if (!(pins && pins[i]) && (least < 0 || of[i] < of[least])) least = i;
+    if (least < 0 || uses <= of[least]) return -1;
     int64_t slot = group * GROUP + least, key = h->entries[slot].key;
     uint64_t hash = hash_of(h, key);
     count_at_least(h, hash, of[least]);
     empty(h, find_cell(h, key, hash));
     h->evicted++;
+    return slot;
+}
+
+/* A slot for a row that was asked for at `read_at`, or -1 if it is not worth one, or none is free. */
+static inline int64_t admit(hot *h, int64_t key, uint64_t hash, double read_at) {
+    int64_t at = find_cell(h, key, hash), slot;
+    if (at >= 0) {
+        slot = (int64_t)(h->cells[at] & 0xffffffffu) - 1;
+        if (h->entries[slot].read_at > read_at) return -1;
+        if (h->pins && h->pins[slot]) {
+            h->refused++;
+            return -1;
+        }
+        h->refreshed++;
+        return slot;
+    }
+    uint64_t uses = estimate(h, hash);
+    slot = make_room(h, uses);
+    if (slot < 0) {
+        h->refused++;
+        return -1;
+    }
+    put(h, hash, slot);
+    uses_of(h, slot / GROUP)[slot % GROUP] = (uint8_t)uses;
+    h->entries[slot].key = key;
+    h->admitted++;
     return slot;
 }
 
@@ -245,23 +287,8 @@ void tb_hot_admit(hot *h, const int64_t *keys, int64_t n, const uint8_t *rows, d
     for (int64_t first = 0, m; first < n; first += m) {
         m = begin(h, keys + first, n - first, hashes, guessed, 0);
         for (int64_t i = 0; i < m; i++) {
-            int64_t key = keys[first + i], at = find_cell(h, key, hashes[i]), slot;
-            if (at >= 0) {
-                slot = (int64_t)(h->cells[at] & 0xffffffffu) - 1;
-                if (h->entries[slot].read_at > read_at) continue;
-                h->refreshed++;
-            } else {
-                uint64_t uses = estimate(h, hashes[i]);
-                slot = make_room(h, uses);
-                if (slot < 0) {
-                    h->refused++;
-                    continue;
-                }
-                put(h, hashes[i], slot);
-                uses_of(h, slot / GROUP)[slot % GROUP] = (uint8_t)uses;
-                h->entries[slot].key = key;
-                h->admitted++;
-            }
+            int64_t slot = admit(h, keys[first + i], hashes[i], read_at);
+            if (slot < 0) continue;
             h->entries[slot].read_at = read_at;
             memcpy(h->rows + slot * h->row_bytes, rows + (first + i) * h->row_bytes,
                    (size_t)h->row_bytes);
@@ -304,7 +331,69 @@ void tb_hot_invalidate(hot *h, const int64_t *keys, int64_t n) {
         int64_t at = find_cell(h, keys[i], hash_of(h, keys[i]));
         if (at < 0) continue;
         entry *e = h->entries + (h->cells[at] & 0xffffffffu) - 1;
-        h->invalidated += e->read_at > -HUGE_VAL;
-        e->read_at = -HUGE_VAL;
+        h->invalidated += e->read_at > INVALID;
+        e->read_at = INVALID;
     }
+}
+
+/* What slots.py calls: rows lie elsewhere, this says in which slots. */
+
+/* As tb_hot_take_all, but pin the slots of rows that are held, and tell them; of the others tell
+   ~0, ~1 and so on. */
+int64_t tb_hot_lease_all(hot **tables, int64_t n_tables, const int64_t *keys, const int64_t *splits,
+                         double now, int32_t *slots, int64_t *misses) {
+    int64_t n_misses = 0;
+    for (int64_t t = 0; t < n_tables; t++) {
+        int64_t first = splits[t], n = splits[t + 1] - first, *more = misses + n_misses;
+        int64_t n_more = look(tables[t], keys + first, n, now, NULL, slots + first, more);
+        for (int64_t i = 0; i < n_more; i++) {
+            more[i] += first;
+            slots[more[i]] = (int32_t)~(n_misses + i);
+        }
+        n_misses += n_more;
+    }
+    return n_misses;
+}
+
+/* Give slots to rows that come in, of keys that are `kept`, if they are worth one. Such a slot is
+   pinned, and its row is not there before tb_hot_arrived_all. `places` are those in `keys`; how many
+   each table has, `counts`. Returns how many there are. */
+int64_t tb_hot_place_all(hot **tables, int64_t n_tables, const int64_t *keys, const int64_t *splits,
+                         const uint8_t *kept, double read_at, int64_t *places, int32_t *slots,
+                         int64_t *counts) {
+    int64_t n = 0;
+    for (int64_t t = 0; t < n_tables; t++) {
+        int64_t before = n;
+        hot *h = tables[t];
+        for (int64_t i = splits[t]; i < splits[t + 1]; i++) {
+            int64_t slot = kept[i] ? admit(h, keys[i], hash_of(h, keys[i]), read_at) : -1;
+            if (slot < 0) continue;
+            h->entries[slot].read_at = COMING;
+            h->pins[slot] = 1;
+            places[n] = i;
+            slots[n++] = (int32_t)slot;
+        }
+        counts[t] = n - before;
+    }
+    return n;
+}
+
+/* Rows are in their slots, which are no longer pinned for them; those that changed meanwhile are no
+   good. INVALID as `read_at`: they did not get there. */
+void tb_hot_arrived_all(hot **tables, int64_t n_tables, const int32_t *slots, const int64_t *splits,
+                        double read_at) {
+    for (int64_t t = 0; t < n_tables; t++)
+        for (int64_t i = splits[t]; i < splits[t + 1]; i++) {
+            entry *e = tables[t]->entries + slots[i];
+            if (e->read_at == COMING) e->read_at = read_at;
+            tables[t]->pins[slots[i]]--;
+        }
+}
+
+/* Slots are read no longer; negative ones are none. */
+void tb_hot_release_all(hot **tables, int64_t n_tables, const int32_t *slots,
+                        const int64_t *splits) {
+    for (int64_t t = 0; t < n_tables; t++)
+        for (int64_t i = splits[t]; i < splits[t + 1]; i++)
+            if (slots[i] >= 0) tables[t]->pins[slots[i]]--;
 }

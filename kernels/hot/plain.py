@@ -6,6 +6,7 @@ The oracle of the tests, and what serves where there is no C compiler, at some m
 from __future__ import annotations
 
 import math
+import sys
 from typing import Final
 
 import attrs
@@ -19,6 +20,10 @@ _PROBES: Final = 4
 _MOST_COUNT: Final = 15
 _MOST_USES: Final = 255
 _WORD: Final = (1 << 64) - 1
+INVALID: Final = -math.inf
+"""Stands for the time at which a row was asked for, if it changed since."""
+COMING: Final = -sys.float_info.max
+"""Stands for it as long as the row is on its way to its slot."""
 
 
 def mix64(key: int) -> int:
@@ -71,8 +76,8 @@ class Sketch:
 
 
 @attrs.define(eq=False)
-class PlainRows:
-    """Implements what ``HotRows`` is made of."""
+class PlainIndex:
+    """Which slot each key's row has: the policy, without the rows."""
 
     sizes: Sizes
     stale_s: float
@@ -89,7 +94,7 @@ class PlainRows:
     _slots: dict[int, int] = attrs.field(factory=dict, init=False)
     _keys: list[int] = attrs.field(factory=list, init=False)
     _read_at: list[float] = attrs.field(factory=list, init=False)
-    _rows: NDArray[np.uint8] = attrs.field(init=False)
+    _pins: NDArray[np.uint32] = attrs.field(init=False)
     _uses: NDArray[np.uint8] = attrs.field(init=False)
     _periods: list[int] = attrs.field(init=False)
     _sketch: Sketch = attrs.field(init=False)
@@ -99,17 +104,15 @@ class PlainRows:
 
     def __attrs_post_init__(self) -> None:
         n = self.sizes.capacity
-        self._rows = np.empty((n, self.sizes.row_bytes), np.uint8)
+        self._pins = np.zeros(n, np.uint32)
         self._uses = np.zeros((n // GROUP, GROUP), np.uint8)
         self._periods = [0] * (n // GROUP)
         self._sketch = Sketch(self.sizes.n_blocks, self.seed)
 
-    def take(
-        self, keys: NDArray[np.int64], now: float, out: NDArray[np.uint8]
-    ) -> NDArray[np.int64]:
-        """As ``HotRows.take``."""
-        misses = []
-        for at, key in enumerate(keys.tolist()):
+    def look(self, keys: NDArray[np.int64], now: float) -> list[int]:
+        """Return the slots of keys' rows, -1 for those that are not there or too old."""
+        found = []
+        for key in keys.tolist():
             slot = self._slots.get(key, -1)
             if slot < 0:
                 self._sketch.count(key, self._period)
@@ -117,56 +120,58 @@ class PlainRows:
                 uses = self._uses_of(slot // GROUP)
                 uses[slot % GROUP] = min(int(uses[slot % GROUP]) + 1, _MOST_USES)
                 read_at = self._read_at[slot]
-                if read_at > -math.inf and now - read_at <= self.stale_s:
-                    out[at] = self._rows[slot]
-                    continue
-                self.stale += 1
-            misses.append(at)
-        self.hits += len(keys) - len(misses)
-        self.misses += len(misses)
+                if not (read_at > COMING and now - read_at <= self.stale_s):
+                    self.stale += read_at != COMING
+                    slot = -1
+            found.append(slot)
+        n_misses = found.count(-1)
+        self.hits += len(keys) - n_misses
+        self.misses += n_misses
         self._n_asked += len(keys)
         self._period += self._n_asked // self.sizes.period_keys
         self._n_asked %= self.sizes.period_keys
-        return np.array(misses, np.int64)
+        return found
 
-    def admit(self, keys: NDArray[np.int64], rows: NDArray[np.uint8], read_at: float) -> None:
-        """As ``HotRows.admit``."""
-        for key, row in zip(keys.tolist(), rows, strict=True):
-            slot = self._slots.get(key, -1)
-            if slot >= 0:
-                if self._read_at[slot] > read_at:
-                    continue
-                self.refreshed += 1
-            else:
-                uses = self._sketch.estimate(key, self._period)
-                slot = self._make_room(uses)
-                if slot < 0:
-                    self.refused += 1
-                    continue
-                self._slots[key] = slot
-                self._keys[slot] = key
-                self._uses_of(slot // GROUP)[slot % GROUP] = uses
-                self.admitted += 1
-            self._read_at[slot] = read_at
-            self._rows[slot] = row
+    def admit_key(self, key: int, read_at: float) -> int:
+        """Return a slot for a row that comes in, -1 if it gets none; its time is for the caller."""
+        slot = self._slots.get(key, -1)
+        if slot >= 0:
+            if self._read_at[slot] > read_at:
+                return -1
+            if self._pins[slot]:
+                self.refused += 1
+                return -1
+            self.refreshed += 1
+            return slot
+        uses = self._sketch.estimate(key, self._period)
+        slot = self._make_room(uses)
+        if slot < 0:
+            self.refused += 1
+            return -1
+        self._slots[key] = slot
+        self._keys[slot] = key
+        self._uses_of(slot // GROUP)[slot % GROUP] = uses
+        self.admitted += 1
+        return slot
 
     def invalidate(self, keys: NDArray[np.int64]) -> None:
         """As ``HotRows.invalidate``."""
         for key in keys.tolist():
             slot = self._slots.get(key, -1)
             if slot >= 0:
-                self.invalidated += self._read_at[slot] > -math.inf
-                self._read_at[slot] = -math.inf
+                self.invalidated += self._read_at[slot] > INVALID
+                self._read_at[slot] = INVALID
 
     def _make_room(self, uses: int) -> int:
         if self.n_rows < self.sizes.capacity:
             self._keys.append(0)
-            self._read_at.append(-math.inf)
+            self._read_at.append(INVALID)
             self.n_rows += 1
             return self.n_rows - 1
         group = self._hand
         self._hand = (group + 1) % len(self._uses)
-        of_group = self._uses_of(group)
+        of_group = self._uses_of(group).astype(np.int64)
+        of_group[self._pins[group * GROUP : (group + 1) * GROUP] > 0] = _MOST_USES + 1
         least = int(of_group.argmin())
         if uses <= of_group[least]:
             return -1
@@ -184,3 +189,63 @@ class PlainRows:
             uses[:] = 0
         self._periods[group] = self._period
         return uses
+
+
+@attrs.define(eq=False)
+class PlainRows(PlainIndex):
+    """Implements what ``HotRows`` is made of."""
+
+    _rows: NDArray[np.uint8] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        self._rows = np.empty((self.sizes.capacity, self.sizes.row_bytes), np.uint8)
+
+    def take(
+        self, keys: NDArray[np.int64], now: float, out: NDArray[np.uint8]
+    ) -> NDArray[np.int64]:
+        """As ``HotRows.take``."""
+        slots = np.array(self.look(keys, now), np.int64)
+        out[slots >= 0] = self._rows[slots[slots >= 0]]
+        return np.flatnonzero(slots < 0)
+
+    def admit(self, keys: NDArray[np.int64], rows: NDArray[np.uint8], read_at: float) -> None:
+        """As ``HotRows.admit``."""
+        for key, row in zip(keys.tolist(), rows, strict=True):
+            slot = self.admit_key(key, read_at)
+            if slot >= 0:
+                self._read_at[slot] = read_at
+                self._rows[slot] = row
+
+
+@attrs.define(eq=False)
+class PlainSlots(PlainIndex):
+    """Implements what ``SlotSet`` is made of, for one table."""
+
+    def lease(self, keys: NDArray[np.int64], now: float) -> NDArray[np.int64]:
+        """Return slots, int64 ``[n]``, which are pinned; -1 for misses."""
+        slots = np.array(self.look(keys, now), np.int64)
+        self.pin(slots[slots >= 0], 1)
+        return slots
+
+    def place(self, keys: NDArray[np.int64], read_at: float) -> NDArray[np.int64]:
+        """Return slots for rows that come in, int64 ``[n]``, which are pinned; -1 for none."""
+        slots = []
+        for key in keys.tolist():
+            slot = self.admit_key(key, read_at)
+            if slot >= 0:
+                self._read_at[slot] = COMING
+                self._pins[slot] = 1
+            slots.append(slot)
+        return np.array(slots, np.int64)
+
+    def arrived(self, slots: NDArray[np.int64], read_at: float) -> None:
+        """As ``SlotSet.arrived``."""
+        for slot in slots.tolist():
+            if self._read_at[slot] == COMING:
+                self._read_at[slot] = read_at
+        self.pin(slots, -1)
+
+    def pin(self, slots: NDArray[np.int64], by: int) -> None:
+        """Pin slots once more, or once less."""
+        np.add.at(self._pins, slots, np.array(by).astype(np.uint32))

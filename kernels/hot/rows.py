@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kernels._native import Native
 from kernels.hot._c import hot
-from kernels.hot.plain import PlainRows
+from kernels.hot.plain import PlainIndex, PlainRows
 from kernels.hot.sizes import GROUP, HotStatistics, Sizes
 
 _ALIGNMENT: Final = 64
@@ -88,12 +88,7 @@ class HotRows:
 
     def statistics(self) -> HotStatistics:
         """Return what was done so far."""
-        counters = {
-            name: int(getattr(self.store, name))
-            for name in HotStatistics.__annotations__
-            if name != "size_bytes"
-        }
-        return HotStatistics(size_bytes=self.sizes.size_bytes, **counters)
+        return statistics_of(self.store, self.sizes)
 
     def _check(self, keys: NDArray[np.int64], rows: NDArray[np.uint8] | None) -> None:
         if keys.dtype != np.int64 or keys.ndim != 1 or not keys.flags.c_contiguous:
@@ -105,21 +100,36 @@ class HotRows:
             raise ValueError(f"rows: want C-ordered uint8 {want}, got {rows.dtype} {rows.shape}")
 
 
-class NativeRows:
-    """The same in C, on arrays that belong to this."""
+def statistics_of(store: NativeIndex | PlainIndex, sizes: Sizes) -> HotStatistics:
+    """Return what was done with a table's hot rows."""
+    counters = {
+        name: int(getattr(store, name))
+        for name in HotStatistics.__annotations__
+        if name != "size_bytes"
+    }
+    return HotStatistics(size_bytes=sizes.size_bytes, **counters)
 
-    def __init__(self, native: Native, sizes: Sizes, stale_s: float, seed: int) -> None:
+
+class NativeIndex:
+    """State of the C, on arrays that belong to this: with places for rows, or with pins."""
+
+    def __init__(
+        self, native: Native, sizes: Sizes, stale_s: float, seed: int, *, with_rows: bool
+    ) -> None:
         self.native = native
         n, n_groups = sizes.capacity, sizes.capacity // GROUP
         arrays = {
             "cells": _zeros(8 * sizes.n_cells),
             "entries": _zeros(16 * n),
-            "rows": _zeros(n * sizes.row_bytes),
             "uses": _zeros(n),
             "use_periods": _zeros(4 * n_groups),
             "counts": _zeros(64 * sizes.n_blocks),
             "count_periods": _zeros(4 * sizes.n_blocks),
         }
+        if with_rows:
+            arrays["rows"] = _zeros(n * sizes.row_bytes)
+        else:
+            arrays["pins"] = _zeros(4 * n)
         self._arrays = arrays
         self.state: Any = native.ffi.new("hot *")
         for name in ("capacity", "n_cells", "n_blocks", "row_bytes", "period_keys"):
@@ -132,6 +142,18 @@ class NativeRows:
     def __getattr__(self, name: str) -> int:
         counter: int = getattr(self.state, name)
         return counter
+
+    def invalidate(self, keys: NDArray[np.int64]) -> None:
+        """As ``HotRows.invalidate``."""
+        buffer = self.native.ffi.from_buffer("int64_t[]", keys)
+        self.native.lib.tb_hot_invalidate(self.state, buffer, len(keys))
+
+
+class NativeRows(NativeIndex):
+    """The same as ``PlainRows`` in C."""
+
+    def __init__(self, native: Native, sizes: Sizes, stale_s: float, seed: int) -> None:
+        super().__init__(native, sizes, stale_s, seed, with_rows=True)
 
     def take(
         self, keys: NDArray[np.int64], now: float, out: NDArray[np.uint8]
@@ -159,11 +181,6 @@ class NativeRows:
             from_buffer("uint8_t[]", rows),
             read_at,
         )
-
-    def invalidate(self, keys: NDArray[np.int64]) -> None:
-        """As ``HotRows.invalidate``."""
-        buffer = self.native.ffi.from_buffer("int64_t[]", keys)
-        self.native.lib.tb_hot_invalidate(self.state, buffer, len(keys))
 
 
 def _zeros(size: int) -> NDArray[np.uint8]:

@@ -33,6 +33,7 @@ class Sizes:
         n_cells: Cells of the index.
         n_blocks: Blocks of the sketch.
         period_keys: Keys that are asked for between two halvings of all counts.
+        overhead_bytes: Of a row, beside its own, in ``size_bytes``.
     """
 
     row_bytes: int
@@ -40,27 +41,36 @@ class Sizes:
     n_cells: int
     n_blocks: int
     period_keys: int
+    overhead_bytes: float = OVERHEAD_BYTES
 
     @classmethod
-    def fitting(cls, row_bytes: int, max_bytes: int, most_rows: int | None = None) -> Sizes:
+    def fitting(
+        cls,
+        row_bytes: int,
+        max_bytes: int,
+        most_rows: int | None = None,
+        *,
+        overhead_bytes: float = OVERHEAD_BYTES,
+    ) -> Sizes:
         """Return the largest that take at most ``max_bytes``, all in all.
 
         Args:
-            row_bytes: Of an encoded row.
+            row_bytes: Of a row as it is kept.
             max_bytes: The bound.
             most_rows: Of the table: room for more would stay empty.
+            overhead_bytes: What else of a row the bound is of: nothing, where rows lie on a card.
 
         Raises:
             ValueError: There is no room for even a few rows.
         """
         if row_bytes < 1:
             raise ValueError(f"row_bytes: want at least 1, got {row_bytes}")
-        rows = min(int(max_bytes / (row_bytes + OVERHEAD_BYTES)), _MOST_ROWS)
+        rows = min(int(max_bytes / (row_bytes + overhead_bytes)), _MOST_ROWS)
         if most_rows is not None:
             rows = min(rows, -(-most_rows // GROUP) * GROUP)
         capacity = rows // GROUP * GROUP
         if capacity < GROUP:
-            least = int(GROUP * (row_bytes + OVERHEAD_BYTES))
+            least = int(GROUP * (row_bytes + overhead_bytes))
             raise ValueError(
                 f"max_bytes: want at least {least}, for {GROUP} rows of {row_bytes} bytes, "
                 f"got {max_bytes}"
@@ -71,12 +81,13 @@ class Sizes:
             n_cells=_CELLS * capacity,
             n_blocks=capacity // _ROWS_A_BLOCK,
             period_keys=max(_PERIOD_ROWS * capacity, _PERIOD_LEAST),
+            overhead_bytes=overhead_bytes,
         )
 
     @property
     def size_bytes(self) -> int:
         """What all takes."""
-        return int(self.capacity * (self.row_bytes + OVERHEAD_BYTES))
+        return int(self.capacity * (self.row_bytes + self.overhead_bytes))
 
 
 @attrs.frozen(kw_only=True)
@@ -85,7 +96,8 @@ class HotStatistics:
 
     Attributes:
         n_rows: That are held.
-        size_bytes: Of all memory that is used at most; it is taken as rows come in.
+        size_bytes: Of all memory that is used at most, or, where rows lie on a card, of theirs; the
+            host's is taken as rows come in.
         hits: Keys whose row was there, once for each batch that asked.
         misses: All others.
         stale: Of the misses, those whose row was there, but was too old or had changed.
