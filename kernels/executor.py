@@ -29,6 +29,21 @@ class Bags:
         return Bags(self.ids[start:stop], self.weights[start:stop])
 
 
+@attrs.define(eq=False)
+class Spare:
+    """Rows of a batch that its lane's card has not: copied there with it (``kernels.arenas``).
+
+    Attributes:
+        rows: uint8 ``[n_bytes]``, end to end, as the card stores them.
+        at: Where they are copied to: byte in the tables.
+        n_bytes: How many are used, from the first on; for whoever stages a batch to say.
+    """
+
+    rows: NDArray[np.uint8]
+    at: int
+    n_bytes: int = 0
+
+
 @attrs.frozen(eq=False)
 class Staging:
     """A lane's input buffers: a window copies its parts in, ``DenseExecutor.run`` reads them.
@@ -43,6 +58,7 @@ class Staging:
         candidate_bags: The same of candidates.
         length: Steps of the sequences that may be shorter, of which ``user`` and ``candidate``
             have so many then: see ``kernels.lengths``. 0 if there are none such.
+        spare: Of tables of which the executor holds some rows.
     """
 
     user: NDArray[np.floating[Any]]
@@ -51,6 +67,7 @@ class Staging:
     user_bags: Bags | None = None
     candidate_bags: Bags | None = None
     length: int = 0
+    spare: Spare | None = None
 
 
 class DenseExecutor(Protocol):

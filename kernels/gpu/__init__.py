@@ -2,7 +2,8 @@
 
 Read ``device.py`` (cards, contexts, partitions), ``memory.py``, ``loaded.py`` (a program in a
 context, with its buffers), ``buckets.py`` (which padded shapes to have), ``lanes.py`` (a stream
-with its staging and a graph for each bucket), ``traffic.py`` (what was launched), ``executor.py``
-(what serves a model, behind the host executor's interface), ``model.py`` (a bundle becomes one),
-``mps.py`` (the daemon through which processes share a card).
+with its staging and a graph for each bucket), ``filler.py`` (rows into slots of hot tables),
+``traffic.py`` (what was launched), ``executor.py`` (what serves a model, behind the host executor's
+interface), ``model.py`` (a bundle becomes one), ``mps.py`` (the daemon through which processes
+share a card).
 """

@@ -24,6 +24,7 @@ from kernels.errors import CudaError, DeviceLost, KernelsError, LaunchFailed
 from kernels.executor import Staging
 from kernels.gpu.buckets import Cost, bucket_of, choose_buckets, fit, spent, usual_buckets
 from kernels.gpu.device import Context, Device, Isolation
+from kernels.gpu.filler import RowFiller, fill_source
 from kernels.gpu.lanes import Blocks, Lane
 from kernels.gpu.traffic import Statistics, Traffic
 from kernels.lengths.columns import Shortened
@@ -128,7 +129,9 @@ class GpuExecutor:
         self._staged: list[tuple[int, Bucket | None]] = [(blocks.length, None)] * n_lanes
         self._traffic = Traffic(n_lanes)
         self._contexts: list[Context] = []
+        self._table_places: list[tuple[Context, int]] = []
         self._lanes: list[Lane] = []
+        self._filler: RowFiller | None = None
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         try:
             if n_lanes < 1:
@@ -136,6 +139,7 @@ class GpuExecutor:
             self._wanted = self._chosen(buckets)
             card = Device.open(device)
             self._target = self._open_lanes(card, n_lanes, mode, mapped)
+            self._filler = self._open_filler()
             *others, largest = self._wanted
             others.reverse()
             self._add([largest, *others] if ahead else [largest])
@@ -181,6 +185,11 @@ class GpuExecutor:
     def sequences(self) -> Shortened | None:
         """The sequences that may be shorter than they are."""
         return self._blocks.sequences
+
+    @property
+    def filler(self) -> RowFiller | None:
+        """Puts rows into the tables' slots; None where no table is hot. Lives until ``close``."""
+        return self._filler
 
     def bucket(self, n_rows: int) -> int:
         """Return the rows of the bucket that ``n_rows`` runs in, of those that are ready."""
@@ -407,12 +416,23 @@ class GpuExecutor:
         tables = self._upload_tables(context)
         if mode is Isolation.GREEN:
             parts = context.partition(n_lanes)
-            for part in parts:
-                self._lanes.append(Lane(context, part.stream, self._blocks, mapped, tables))
+            for number, part in enumerate(parts):
+                lane = Lane(context, part.stream, self._blocks, mapped, tables, number)
+                self._lanes.append(lane)
             return card.target(min(part.n_sms for part in parts))
-        for _ in range(n_lanes):
-            self._lanes.append(Lane(context, context.stream, self._blocks, mapped, tables))
+        for number in range(n_lanes):
+            lane = Lane(context, context.stream, self._blocks, mapped, tables, number)
+            self._lanes.append(lane)
         return card.target()
+
+    def _open_filler(self) -> RowFiller | None:
+        """Return what puts rows into hot tables' slots, if there are any."""
+        tables = self._blocks.tables
+        if tables is None or not tables.hot:
+            return None
+        cubin = self._builder.image(fill_source(self._target.arch)).result()
+        longest = max(table.dim for table in tables.hot) * tables.precision.item_bytes
+        return RowFiller(self._table_places, cubin, longest)
 
     def _upload_tables(self, context: Context) -> int | None:
         """Copy the tables to the card, once a context; return where they lie."""
@@ -422,11 +442,14 @@ class GpuExecutor:
         memory = context.allocate(tables.size_bytes)
         for offset, rows in tables.pieces(read):
             memory.write(rows, offset)
+        self._table_places.append((context, memory.address))
         return memory.address
 
     def _free(self) -> None:
         if self._lost is not None:
             return
+        if self._filler is not None:
+            self._filler.close()
         for lane in self._lanes:
             lane.close()
         for context in self._contexts:

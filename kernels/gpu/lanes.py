@@ -1,8 +1,8 @@
 """A lane: a stream with staging of its own, and one captured graph for each bucket.
 
-A launch is three or four calls of the driver: up to two copies of what was staged, of exactly the
-rows that are used, the graph (the program's launches and the copy of its scores), and an event.
-Nothing is allocated for it.
+A launch is three to five calls of the driver: up to two copies of what was staged, of exactly the
+rows that are used, one of spare rows, the graph (the launches of the program and the copy of its
+scores), and an event. Nothing is allocated for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from kernels import _cuda
 from kernels.device_tables import DeviceTables, GatheredSide
-from kernels.executor import Bags, Staging
+from kernels.executor import Bags, Spare, Staging
 from kernels.gpu.device import Context
 from kernels.gpu.loaded import CapturedGraph, LoadedProgram
 from kernels.gpu.memory import DeviceMemory, PinnedMemory
@@ -128,6 +128,7 @@ class Lane:
         mapped: What kernels reach in the host's memory instead of in copies: ``inputs``,
             ``scores``.
         tables: Address of the tables in the context, if the blocks say that there are some.
+        number: Of the lane among those that share these tables.
     """
 
     def __init__(
@@ -137,9 +138,11 @@ class Lane:
         blocks: Blocks,
         mapped: Collection[str] = (),
         tables: int | None = None,
+        number: int = 0,
     ) -> None:
         self._context = context
         self._tables = tables
+        self._number = number
         self._blocks = blocks
         self._copy_inputs = "inputs" not in mapped
         self._copy_scores = "scores" not in mapped
@@ -176,6 +179,7 @@ class Lane:
             (blocks.max_rows,), np.int32, offsets[Role.REQUEST_OF_ROW]
         )
         self._scores = scores.array((blocks.max_rows, blocks.n_outputs), np.float32)
+        self._spare = self._make_spare()
         self._layouts[blocks.length] = self._laid_out(blocks.length)
 
     def staging(self, length: int) -> Staging:
@@ -194,7 +198,15 @@ class Lane:
             blocks.candidate_width,
             tables.candidate if tables else None,
         )
-        staging = Staging(user, candidate, self._request_of_row, user_bags, candidate_bags, length)
+        staging = Staging(
+            user,
+            candidate,
+            self._request_of_row,
+            user_bags,
+            candidate_bags,
+            length,
+            self._spare,
+        )
         steps = leading_dimension(blocks.user_width), leading_dimension(blocks.candidate_width)
         if blocks.sequences is None:
             user_gaps = candidate_gaps = ()
@@ -251,6 +263,10 @@ class Lane:
                 at = self._candidate_at
                 size = n_rows * layout.candidate_bytes
                 _cuda.copy_to_device(self._inputs + at, self._host_inputs + at, size, self._stream)
+        if self._spare is not None and self._spare.n_bytes:
+            assert self._tables is not None
+            to, size = self._tables + self._spare.at, self._spare.n_bytes
+            _cuda.copy_to_device(to, self._host_spare, size, self._stream)
         self._ready[bucket].graph.launch(self._stream)
         _cuda.event_record(self._event, self._stream)
 
@@ -294,6 +310,16 @@ class Lane:
             gaps.append(whole[:, side.staged_width : side.ids_at])
             width = side.staged_width
         return whole[:, :width], bags, tuple(gap for gap in gaps if gap.shape[1])
+
+    def _make_spare(self) -> Spare | None:
+        """Return where rows go that no slot of a hot table has, if there are hot tables."""
+        tables = self._blocks.tables
+        if tables is None or not tables.spare.size_bytes:
+            return None
+        size = tables.spare.size_bytes
+        pinned = self._pinned(size)
+        self._host_spare = pinned.address
+        return Spare(pinned.array((size,), np.uint8), tables.spare.offset + self._number * size)
 
     def _pinned(self, size_bytes: int) -> PinnedMemory:
         return self._made(PinnedMemory(size_bytes), PinnedMemory.free)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 import attrs
 import numpy as np
 
+from kernels.arenas import HotPlan
 from kernels.bundle.load import Bundle
 from kernels.bundle.manifest import Manifest
 from kernels.bundle.representative import fp8_of
@@ -44,6 +45,7 @@ def model_of(
     max_requests: int,
     options: Options | None = None,
     device_tables: Collection[str] | str = (),
+    hot: HotPlan | None = None,
 ) -> Model:
     """Return a bundle's dense graph, to be compiled bucket by bucket.
 
@@ -55,14 +57,17 @@ def model_of(
         options: Of the compiler.
         device_tables: Names of tables that lie on the card, or ``all``; stored as the precision of
             the options says.
+        hot: Tables of which hot rows lie there.
 
     Raises:
         GraphError: An operator has no kernel; names it. The host executor can run the model. Or
-            there is no such table.
+            there is no such table, or no room for a hot one.
     """
     options = options or Options()
     manifest = bundle.manifest
-    tables = DeviceTables.of(manifest, device_tables, options.precision) if device_tables else None
+    tables = None
+    if device_tables or hot is not None:
+        tables = DeviceTables.of(manifest, device_tables, options.precision, hot)
     graph = import_dense(bundle.dense_model(), manifest.model)
     found = find_sequences(graph)
     dense = _Dense(manifest, max_rows, max_requests, options, found.graph, found.shortened, tables)
@@ -190,6 +195,7 @@ def open_gpu(
     fp8: str | None = None,
     input_dtype: str = "float32",
     device_tables: Collection[str] | str = (),
+    hot_tables: Mapping[str, int] | None = None,
     buckets: Iterable[int | Bucket] | None = None,
     ahead: bool = True,
     mapped: Collection[str] = (),
@@ -211,6 +217,8 @@ def open_gpu(
         input_dtype: ``float32`` or ``float16``, of what is staged.
         device_tables: Names of tables that lie on the card, or ``all``: their lookups' ids are
             staged instead of their columns, see ``kernels.device_tables``.
+        hot_tables: Names of tables of which hot rows lie on the card, and how many bytes of each
+            in every context: slots are staged, and rows put there by ``GpuExecutor.filler``.
         buckets: As ``GpuExecutor``; so are ``ahead``, ``mapped``, ``device`` and ``progress``.
         ahead: See there.
         mapped: See there.
@@ -230,12 +238,23 @@ def open_gpu(
         input_dtype=input_dtype,
         fp8=fp8_of(bundle, Scales(fp8)) if fp8 is not None else None,
     )
+    hot = None
+    if hot_tables:
+        # A context of each lane's own has one lane's spare rows, others those of all.
+        alone = Isolation(mode) is Isolation.CONTEXTS
+        hot = HotPlan(
+            max_bytes=hot_tables,
+            max_rows=max_rows,
+            max_requests=max_requests,
+            n_lanes=1 if alone else n_lanes,
+        )
     model = model_of(
         bundle,
         max_rows=max_rows,
         max_requests=max_requests,
         options=options,
         device_tables=device_tables,
+        hot=hot,
     )
     workers = n_workers or min(max((os.cpu_count() or 1) // 2, 1), _WORKERS_MOST)
     return GpuExecutor(

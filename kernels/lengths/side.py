@@ -64,11 +64,12 @@ def shorten_tables(
     Raises:
         ValueError: See ``shorten_side``.
     """
-    names = {table.name for table in tables.tables}
+    hot = [table.name for table in tables.hot]
+    whole = {table.name for table in tables.tables}.difference(hot)
+    user = shorten_side(manifest.user, "user", sequences, length)
+    candidate = shorten_side(manifest.candidate, "candidate", sequences, length)
     return attrs.evolve(
         tables,
-        user=GatheredSide.of(shorten_side(manifest.user, "user", sequences, length), names),
-        candidate=GatheredSide.of(
-            shorten_side(manifest.candidate, "candidate", sequences, length), names
-        ),
+        user=GatheredSide.of(user, whole, hot),
+        candidate=GatheredSide.of(candidate, whole, hot),
     )

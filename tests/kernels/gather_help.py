@@ -15,6 +15,7 @@ from kernels.ir.build import make
 from kernels.ir.node import Graph, Lead, Linear, Node, Op, const
 from kernels.ir.reference import evaluate
 from kernels.program import Bucket, Precision, Program, Target
+from kernels.shards import shard_layout
 from tests.kernels.shim_program import Batch
 
 TOLERANCE = {Precision.FP16: 4e-3, Precision.BF16: 3e-2, Precision.TF32: 4e-3, Precision.FP32: 1e-5}
@@ -122,19 +123,60 @@ def matrices(side: SideLayout, made: Manifest, n: int, seed: int) -> SideMatrice
 
 
 def staged(
-    side: GatheredSide, values: NDArray[np.float32], given: SideMatrices, dtype: str
+    side: GatheredSide,
+    values: NDArray[np.float32],
+    given: SideMatrices,
+    dtype: str,
+    whole: SideLayout,
+    slots: dict[str, NDArray[np.int64]],
 ) -> NDArray[np.generic]:
-    """Lay staged rows out, as ``kernels.device_tables`` says."""
+    """Lay staged rows out, as ``kernels.device_tables`` says.
+
+    Args:
+        side: How.
+        values: The block.
+        given: Its ids and weights.
+        dtype: Of what is staged.
+        whole: The side.
+        slots: Of hot tables, the slot of each row.
+    """
     item = np.dtype(dtype).itemsize
     rows = np.zeros((len(values), side.row_width(item)), dtype)
     for run in side.staged:
         rows[:, run.part : run.part + run.width] = values[:, run.block : run.block + run.width]
     if side.lookups:
         tail = np.zeros((len(values), side.n_ids + side.n_weights), np.int32)
-        tail[:, : side.n_ids] = given.ids[side.layout.id_rows].T
-        tail[:, side.n_ids :] = given.weights[side.layout.weight_rows].T.copy().view(np.int32)
+        ids = [given.ids[side.layout.id_rows]]
+        for name, of_rows in slots.items():
+            mine = given.ids[shard_layout(whole, [name]).id_rows]
+            ids.append(of_rows[np.clip(mine, 0, len(of_rows) - 1)])
+            ids[-1][mine != np.clip(mine, 0, len(of_rows) - 1)] = 2_000_000_000
+        tail[:, : side.n_ids] = np.concatenate(ids).T
+        weight_rows = [*side.layout.weight_rows, *side.hot_weight_rows]
+        tail[:, side.n_ids :] = given.weights[weight_rows].T.copy().view(np.int32)
         rows[:, side.ids_at :] = tail.view(dtype)
     return rows
+
+
+def slots_of(
+    placed: DeviceTables, tables: dict[str, NDArray[np.float32]]
+) -> dict[str, NDArray[np.int64]]:
+    """Give each row of hot tables a slot, at random; those for which there is none, spare rows."""
+    rng = np.random.default_rng(5)
+    slots = {}
+    at = placed.spare.offset
+    for table in placed.hot:
+        n, size = len(tables[table.name]), table.dim * placed.precision.item_bytes
+        assert table.offset % size == 0
+        capacity = table.capacity or 0
+        first = -(-at // size)
+        n_spare = max(n - capacity, 0)
+        at = (first + n_spare) * size
+        ids = [*rng.permutation(capacity)[: n - n_spare]]
+        ids += [(first * size - table.offset) // size + i for i in range(n_spare)]
+        slots[table.name] = rng.permutation(np.array(ids, np.int64))
+    assert at <= placed.size_bytes
+    return slots
 
 
 def linear(x: Node, n: int, seed: int, activation: Op | None = None) -> Node:
@@ -191,6 +233,7 @@ def gathered(
 ) -> Gathered:
     """Compile a graph and draw a batch; with ``damage``, ids are outside their tables."""
     tables = tables_of(made)
+    slots = slots_of(placed, tables)
     of_row = np.sort(np.arange(n_rows) % n_requests).astype(np.int32)
     blocks: dict[str, NDArray[np.float32]] = {}
     rows: dict[str, NDArray[np.generic]] = {}
@@ -202,8 +245,14 @@ def gathered(
         if damage:
             given.ids[:, ::2] = 2_000_000_000
             given.ids[:, 1] = -1
-        rows[name] = staged(placed_side, blocks[name], given, options.input_dtype)
+        rows[name] = staged(placed_side, blocks[name], given, options.input_dtype, side, slots)
     memory = np.zeros(placed.size_bytes, np.uint8)
+    for table in placed.hot:
+        stored = placed.stored(tables[table.name])
+        size = table.dim * placed.precision.item_bytes
+        for row, slot in zip(stored, slots[table.name].tolist(), strict=True):
+            at = table.offset + slot * size
+            memory[at : at + size] = row.view(np.uint8)
     for at, piece in placed.pieces(tables.__getitem__):
         memory[at : at + piece.nbytes] = piece.reshape(-1).view(np.uint8)
     inputs = {name: blocks[name] for name in graph.inputs}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import attrs
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kernels.arenas import HotPlan
 from kernels.bundle.manifest import Manifest
 from kernels.compiler import Options, compile_graph
 from kernels.device_tables import ALL, DeviceTables
@@ -16,7 +19,7 @@ from kernels.nvrtc.compile import compile_source
 from kernels.plan.tile import TileShape
 from kernels.program import A100, H100, TARGETS, Bucket, Precision, Program, Target
 from tests.kernels import shim
-from tests.kernels.gather_help import TOLERANCE, dense, gathered, manifest
+from tests.kernels.gather_help import DIMS, TOLERANCE, dense, gathered, manifest
 from tests.kernels.shim_program import run_program
 
 runs_here = pytest.mark.skipif(shim.available() is not None, reason=str(shim.available()))
@@ -83,6 +86,63 @@ def test_other_lookups_columns_are_staged(names: list[str]) -> None:
     )
     found, expected, _ = run(made, dense(made, "tensor cores"), placed, Options())
     agree(found, expected, TOLERANCE[Precision.FP16])
+
+
+def hot_plan(*names: str, n_bytes: int = 2000) -> HotPlan:
+    """A plan for several lanes, of which each table is too large for its slots."""
+    return HotPlan(max_bytes=dict.fromkeys(names, n_bytes), max_rows=64, max_requests=9, n_lanes=3)
+
+
+@runs_here
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize(
+    ("whole", "hot"),
+    [
+        ([], ["wide", "four", "three", "one", "eight"]),
+        (["wide", "three"], ["eight", "four"]),
+        (["eight"], ["one"]),
+    ],
+)
+def test_hot_rows_are_gathered_from_their_slots_and_from_spare_rows(
+    whole: list[str], hot: list[str], precision: Precision
+) -> None:
+    made = manifest()
+    placed = DeviceTables.of(made, whole, precision, hot_plan(*hot, n_bytes=1100))
+    assert [table.name for table in placed.hot] == [name for name in DIMS if name in hot]
+    options = Options(precision=precision)
+    found, expected, _ = run(made, dense(made, "tensor cores"), placed, options)
+    agree(found, expected, TOLERANCE[precision])
+    found, _, _ = run(made, dense(made, "tensor cores"), placed, options, damage=True)
+    assert np.isfinite(found).all()
+
+
+def test_arenas_take_what_they_may_and_spare_rows_are_enough_for_any_batch() -> None:
+    made = manifest(n_rows=1000)
+    placed = DeviceTables.of(made, ["wide"], Precision.FP16, hot_plan("three", "eight", "one"))
+    whole, *hot = placed.tables
+    assert whole.capacity is None
+    for table in hot:
+        assert table.capacity is not None
+        assert table.capacity * table.dim * 2 <= 2000 < (table.capacity + 16) * table.dim * 2
+        assert table.offset % (table.dim * 2) == table.offset % 256 == 0
+        # Ids reach the last spare row, and nothing behind it.
+        assert 0 <= placed.size_bytes - table.offset - table.rows * table.dim * 2 < table.dim * 2
+    ends = sorted((each.offset, each.offset + (each.capacity or 0) * each.dim * 2) for each in hot)
+    assert whole.rows * whole.dim * 2 <= ends[0][0]
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ends))
+    assert ends[-1][1] <= placed.spare.offset
+    assert placed.size_bytes == placed.spare.offset + 3 * placed.spare.size_bytes
+    # Ids of a batch, each of a row of its own: 9 requests of 2, 64 rows of 1, of 7 and of 4.
+    n_bytes = 2 * (9 * 2 * 3 + 64 * (1 + 7 * 8 + 4 * 3))
+    assert n_bytes <= placed.spare.size_bytes < n_bytes + 9 * 2 * (3 + 8 + 1) + 256
+
+
+def test_a_hot_table_without_room_is_refused() -> None:
+    made = manifest()
+    with pytest.raises(GraphError, match="cached: table 'wide', on the card: max_bytes: want at"):
+        DeviceTables.of(made, [], Precision.FP32, hot_plan("wide", n_bytes=1000))
+    with pytest.raises(GraphError, match="no table 'x'"):
+        DeviceTables.of(made, [], Precision.FP32, hot_plan("x"))
 
 
 @runs_here
