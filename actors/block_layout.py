@@ -14,10 +14,11 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.card_rows import CardLayout
 from actors.fetch import FetchLayout
 from actors.layouts import Layouts
 from kernels.bundle.manifest import Manifest, SideLayout, SideName
-from kernels.device_tables import GatheredSide
+from kernels.device_tables import DeviceTables, GatheredSide
 from kernels.lengths.columns import Shortened
 from kernels.lengths.side import shorten_side
 from kernels.lookup import ShardLayout
@@ -53,6 +54,7 @@ class BlockLayout:
         fetched: where their lookups go.
         replicas: How many shards can send each part.
         hot: The part that nobody but the executor itself makes; None if there is none.
+        card: How that is staged, where hot rows lie on the executor's card.
         sequences: Those that may be shorter than they are; None if there are none.
         first_user_value: The column of the whole user block that the first value is.
         first_candidate_value: The same of candidates.
@@ -68,6 +70,7 @@ class BlockLayout:
     fetched: tuple[ShardLayout, ShardLayout] | None = None
     replicas: int = 1
     hot: int | None = None
+    card: CardLayout | None = None
     sequences: Shortened | None = None
     first_user_value: int = 0
     first_candidate_value: int = 0
@@ -82,6 +85,7 @@ class BlockLayout:
         layouts: Layouts,
         replicas: int = 1,
         sequences: Shortened | None = None,
+        tables: DeviceTables | None = None,
     ) -> BlockLayout:
         """Make the layout of a model; shards without lookups send no part and are left out.
 
@@ -90,15 +94,16 @@ class BlockLayout:
             layouts: What its shards, and the card, are asked.
             replicas: How many shards can send each part.
             sequences: Those that may be shorter; where there are any, ``at`` makes more layouts.
+            tables: What lies on the executor's card, if that has hot rows of cached tables.
         """
+        card = None
+        if tables is not None and layouts.fetch is not None and layouts.hot is not None:
+            card = CardLayout.of(layouts.fetch, tables, layouts.hot)
+        laid_out = functools.partial(_laid_out, manifest, layouts, replicas, card, sequences)
         if sequences is None:
-            return _laid_out(manifest, layouts, replicas, None, 0)
-        whole = _laid_out(manifest, layouts, replicas, sequences, sequences.most)
+            return laid_out(0)
         # There are as many lengths as buckets have, some: each layout is made once.
-        shorter = functools.cache(
-            functools.partial(_laid_out, manifest, layouts, replicas, sequences)
-        )
-        return attrs.evolve(whole, shorter=shorter)
+        return attrs.evolve(laid_out(sequences.most), shorter=functools.cache(laid_out))
 
     def at(self, length: int) -> BlockLayout:
         """Return the layout of blocks of a length."""
@@ -139,6 +144,7 @@ class _Side:
         side: SideLayout,
         whole: GatheredSide | None,
         tables: Iterable[str],
+        hot: Sequence[str],
         sequences: Shortened | None,
         length: int,
     ) -> _Side:
@@ -148,7 +154,7 @@ class _Side:
         if whole is None:
             return cls(kept, None, None)
         short = shorten_side(side, name, sequences, length)
-        return cls(kept, GatheredSide.of(short, set(tables)), whole)
+        return cls(kept, GatheredSide.of(short, set(tables), hot), whole)
 
     def runs(self, runs: Iterable[Run]) -> Runs:
         """Return runs to the whole block as runs to what is staged."""
@@ -184,14 +190,21 @@ def _laid_out(
     manifest: Manifest,
     layouts: Layouts,
     replicas: int,
+    card: CardLayout | None,
     sequences: Shortened | None,
     length: int,
 ) -> BlockLayout:
-    tables, device = layouts.device_tables, layouts.device
+    tables, device, fetch = layouts.device_tables, layouts.device, layouts.fetch
     whole = device or (None, None)
-    user = _Side.of("user", manifest.user, whole[0], tables, sequences, length)
-    rows = _Side.of("candidate", manifest.candidate, whole[1], tables, sequences, length)
-    fetch = layouts.fetch
+    hot: tuple[str, ...] = ()
+    if card is not None and fetch is not None:
+        hot = card.tables.names
+        whole = card.user.gathered, card.candidate.gathered
+        fetch = fetch.without(manifest, hot)
+    user = _Side.of("user", manifest.user, whole[0], tables, hot, sequences, length)
+    rows = _Side.of("candidate", manifest.candidate, whole[1], tables, hot, sequences, length)
+    if card is not None and user.gathered is not None and rows.gathered is not None:
+        card = card.shortened(user.gathered, rows.gathered)
     firsts = [side.width - len(side.values) for side in (manifest.user, manifest.candidate)]
     return BlockLayout(
         parts=[(user.layout(one), rows.layout(other)) for one, other in layouts.part_layouts()],
@@ -199,9 +212,12 @@ def _laid_out(
         candidate_values=rows.runs([Run(0, firsts[1], len(manifest.candidate.values))]),
         device=None if device is None else (device[0].layout, device[1].layout),
         fetch=fetch,
-        fetched=None if fetch is None else (user.layout(fetch.user), rows.layout(fetch.candidate)),
+        fetched=None
+        if fetch is None
+        else (user.layout(fetch.pooled[0]), rows.layout(fetch.pooled[1])),
         replicas=replicas,
         hot=layouts.hot,
+        card=card,
         sequences=sequences,
         first_user_value=firsts[0],
         first_candidate_value=firsts[1],

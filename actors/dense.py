@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -121,6 +121,7 @@ def open_dense(
     name: str,
     device_tables: Collection[str] = (),
     progress: Callable[[float], None] = lambda share: None,
+    hot_tables: Mapping[str, int] | None = None,
 ) -> HostExecutor | GpuExecutor:
     """Open a bundle's dense graph as the options say. Compiles, and takes seconds.
 
@@ -131,6 +132,7 @@ def open_dense(
         device_tables: Tables that the model's placement puts on the card: kernels gather and pool
             their rows, of ids that come straight from the gateway.
         progress: Told what share of what is compiled is ready, 0 to 1, in this thread or another.
+        hot_tables: Cached tables, and how many bytes of each lie on the card, if it is one.
 
     Raises:
         StartError: An option is wrong, or a card was asked for and cannot run this; says why.
@@ -156,6 +158,7 @@ def open_dense(
                     fp8=gpu.fp8,
                     input_dtype=gpu.input_dtype,
                     device_tables=device_tables,
+                    hot_tables=hot_tables,
                     buckets=gpu.given_buckets(),
                     ahead=gpu.ahead,
                     mapped=gpu.mapped,

@@ -196,6 +196,8 @@ class Engine:
             self._metrics.observe("window_steps", shape.length)
             self._metrics.count("padding_steps", staging.length - shape.length)
         layout = self._layout.at(staging.length)
+        if staging.spare is not None:
+            staging.spare.n_bytes = 0
         row = request = 0
         for run in _runs(window.slices):
             n_rows, n_requests = run.stop - run.start, run.last - run.first
@@ -203,12 +205,18 @@ class Engine:
             run.join.copy_user(layout, users, run.first, run.last)
             rows = staging.candidate[row : row + n_rows]
             run.join.copy_candidates(layout, rows, run.start, run.stop)
+            user_bags = candidate_bags = None
             if staging.user_bags is not None:
-                bags = staging.user_bags.part(request, request + n_requests)
-                run.join.copy_user_ids(layout, bags, run.first, run.last)
+                user_bags = staging.user_bags.part(request, request + n_requests)
+                run.join.copy_user_ids(layout, user_bags, run.first, run.last)
             if staging.candidate_bags is not None:
-                bags = staging.candidate_bags.part(row, row + n_rows)
-                run.join.copy_candidate_ids(layout, bags, run.start, run.stop)
+                candidate_bags = staging.candidate_bags.part(row, row + n_rows)
+                run.join.copy_candidate_ids(layout, candidate_bags, run.start, run.stop)
+            if layout.card is not None and staging.spare is not None:
+                assert run.join.card is not None
+                requests, rows_of = slice(run.first, run.last), slice(run.start, run.stop)
+                found = run.join.card.part(requests, rows_of)
+                layout.card.stage(found, staging.spare, user_bags, candidate_bags)
             row += n_rows
             request += n_requests
         counts = [each.stop - each.start for each in window.slices]
@@ -317,6 +325,7 @@ class Engine:
         compute_us: float = 0.0,
         message: str = "",
     ) -> None:
+        join.answered(positions)
         self._tell(
             join.gateway,
             ScoresBatch(

@@ -15,6 +15,7 @@ from typing import NoReturn
 import trio
 
 from actors.block_layout import BlockLayout
+from actors.card_rows import CardLayout
 from actors.dense import ExecutorOptions, open_dense
 from actors.engine import Engine, Work
 from actors.hot_asker import HotAsker
@@ -27,6 +28,7 @@ from actors.versions import QUESTIONS, Versions
 from kernels.bundle.load import Bundle
 from kernels.errors import DeviceLost
 from kernels.gpu.executor import GpuExecutor
+from kernels.gpu.filler import RowFiller
 from kernels.host import HostExecutor
 from runtime.actor import Context, Envelope
 from runtime.errors import StartError
@@ -126,12 +128,21 @@ class Executor:
         spec = self._context.topology.models[model]
         placement = placement_of(spec, bundle)
         dense = open_dense(
-            bundle, self._options, self._context.name, placement.device_tables, progress
+            bundle,
+            self._options,
+            self._context.name,
+            placement.device_tables,
+            progress,
+            hot_tables=placement.hot_tables,
         )
         try:
-            layout = BlockLayout.of(bundle.manifest, placement, spec.replicas, dense.sequences)
+            filler = dense.filler if isinstance(dense, GpuExecutor) else None
+            tables = dense.tables if isinstance(dense, GpuExecutor) and filler else None
+            layout = BlockLayout.of(
+                bundle.manifest, placement, spec.replicas, dense.sequences, tables
+            )
             engine = self._engine(dense, bundle.manifest.version, layout)
-            hot = self._hot(spec, bundle, placement, engine)
+            hot = self._hot(spec, bundle, placement, engine, layout.card, filler)
         except BaseException:
             dense.close()
             raise
@@ -161,13 +172,20 @@ class Executor:
         )
 
     def _hot(
-        self, model: ModelSpec, bundle: Bundle, layouts: Layouts, engine: Engine
+        self,
+        model: ModelSpec,
+        bundle: Bundle,
+        layouts: Layouts,
+        engine: Engine,
+        card: CardLayout | None,
+        filler: RowFiller | None,
     ) -> HotAsker | None:
         """Make what keeps the hot rows of cached tables, if there are any."""
         if layouts.hot is None:
             return None
-        tables = hot_tables(self._context.name, model, bundle, layouts)
-        return HotAsker(tables, layouts.hot, self._context, self._metrics, engine.add)
+        kept = None if card is None or filler is None else (card.tables, filler.most_rows)
+        tables = hot_tables(self._context.name, model, bundle, layouts, kept)
+        return HotAsker(tables, layouts.hot, self._context, self._metrics, engine.add, filler)
 
     def _serve(self, envelope: Envelope) -> None:
         message = envelope.message

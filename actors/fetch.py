@@ -10,7 +10,7 @@ Pure, and the same on all sides: what is where follows from the manifest and the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import cast
 
@@ -18,6 +18,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.card_part import CardPart
 from actors.pooling import RowPool
 from kernels.bundle.manifest import Manifest, SideLayout, Table
 from kernels.errors import LookupFailed
@@ -82,12 +83,15 @@ class FetchLayout:
             side's ids, a row as often as tables read it, table by table.
         candidate: The same of candidates.
         n_parts: How many parts a batch has at most.
+        pooled: The same as ``user`` and ``candidate``, of the lookups that are pooled here: of all,
+            but where some tables' rows are gathered on the executor's card.
     """
 
     tables: tuple[FetchedTable, ...]
     user: ShardLayout
     candidate: ShardLayout
     n_parts: int
+    pooled: tuple[ShardLayout, ShardLayout]
 
     @classmethod
     def of(cls, manifest: Manifest, parts_of: Mapping[str, I32], n_parts: int) -> FetchLayout:
@@ -124,7 +128,15 @@ class FetchLayout:
             user=user,
             candidate=candidate,
             n_parts=n_parts,
+            pooled=(user, candidate),
         )
+
+    def without(self, manifest: Manifest, names: Collection[str]) -> FetchLayout:
+        """Return the same with some tables' rows left for the card, which pools them."""
+        others = [each.table.name for each in self.tables if each.table.name not in names]
+        sides = (manifest.user, self.user), (manifest.candidate, self.candidate)
+        user, candidate = (_only(shard_layout(side, others), layout) for side, layout in sides)
+        return attrs.evolve(self, pooled=(user, candidate))
 
     def split(self, user_ids: I64, candidate_ids: I64) -> Wanted:
         """Find a batch's distinct keys, and whom to ask for them.
@@ -201,7 +213,7 @@ class FetchLayout:
         for index, size in enumerate(sizes.tolist()):
             part = parts.get(index)
             n_bytes = 0 if part is None else part.rows.size
-            if n_bytes != size:
+            if n_bytes != size and not isinstance(part, CardPart):
                 return f"part {index} has rows of {n_bytes} bytes, not {size}"
         return None
 
@@ -213,13 +225,16 @@ class FetchLayout:
             parts: its parts, in which ``problem`` finds none.
 
         Returns:
-            float32 ``[K, user.width]`` and ``[M, candidate.width]``.
+            float32 ``[K, width]`` and ``[M, width]``, of what is ``pooled``.
 
         Not by two threads at once.
 
         Raises:
             LookupFailed: A slot is none.
         """
+        if not any(layout.lookups for layout in self.pooled):
+            n_requests, n_rows = len(head.n_rows), len(head.candidate_values)
+            return np.empty((n_requests, 0), np.float32), np.empty((n_rows, 0), np.float32)
         return self._pool.run(head, parts)
 
     def degraded(self, head: Batch, parts: Sequence[int]) -> NDArray[np.bool_]:
@@ -247,10 +262,21 @@ class FetchLayout:
         for number, fetched in enumerate(self.tables):
             user[fetched.user] = candidate[fetched.candidate] = number
         tables = [(fetched.table, fetched.dtype) for fetched in self.tables]
-        return RowPool(tables, self.user, self.candidate, user, candidate)
+        return RowPool(tables, *self.pooled, user, candidate)
 
     def _row_bytes(self) -> I64:
         return np.array([fetched.table.row_bytes for fetched in self.tables], np.int64)
+
+
+def _only(mine: ShardLayout, layout: ShardLayout) -> ShardLayout:
+    """Return a layout with only the lookups of another, and the columns of these alone."""
+    kept = [each for each in layout.lookups if each.table in mine.tables]
+    lookups = tuple(
+        attrs.evolve(each, offset=own.offset) for each, own in zip(kept, mine.lookups, strict=True)
+    )
+    return attrs.evolve(
+        layout, tables=mine.tables, lookups=lookups, width=mine.width, runs=mine.runs
+    )
 
 
 def _slot_layout(side: SideLayout, tables: Sequence[Table]) -> tuple[ShardLayout, dict[str, slice]]:

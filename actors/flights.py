@@ -12,6 +12,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.card_part import Lease
 from kernels.hot import Claims, copy_rows
 from transport.messages import LookupBatch
 
@@ -27,12 +28,14 @@ class Part:
         rows: uint8 ``[n_bytes]``; those that need not be fetched are there.
         n_flights: How many it waits for; negative once it has failed.
         degraded: Whether default rows stand for some of its rows.
+        lease: The others' slots, where rows are kept on a card; ``rows`` are then those fetched.
     """
 
     lookup: LookupBatch
     rows: U8
     n_flights: int = 0
     degraded: bool = False
+    lease: Lease | None = None
 
 
 @attrs.frozen(eq=False)
@@ -56,8 +59,9 @@ class Flight:
     Attributes:
         first: Number of the claim on its first key; those on the others follow.
         tables: int64 ``[n]``, numbers of the keys' tables, ascending.
-        sizes: int64 ``[n]``, bytes of each row.
-        at: int64 ``[n]``, where each begins in the answer, which has ``n_bytes``.
+        sizes: int64 ``[n]``, bytes of each row as it is kept.
+        at: int64 ``[n]``, where each begins among the rows, end to end.
+        n_bytes: Of the answer.
         until: When nobody waits for it any more.
         late_at: When it is late.
     """
@@ -83,7 +87,7 @@ class Flight:
         """Give those who wait their rows; return the parts that are complete now.
 
         Args:
-            rows: uint8 ``[n_bytes]``.
+            rows: uint8 ``[sum(sizes)]``, as they are kept.
             degraded: Whether these are default rows in place of the real ones.
         """
         complete = []

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
+import numpy as np
 import trio
+from numpy.typing import NDArray
 
+from actors.hot_kept import Fill
 from actors.hot_rows import Doubt, HotTables, Todo
 from actors.probing import Prober
 from runtime.actor import Context
@@ -16,6 +19,19 @@ from runtime.metrics import Metrics
 from transport.errors import Overloaded, Unavailable
 from transport.messages import LookupBatch, RowsPart
 from transport.updates import RowsChanged
+
+I64 = NDArray[np.int64]
+U8 = NDArray[np.uint8]
+
+
+class Filler(Protocol):
+    """Puts rows on a card: ``kernels.gpu.filler.RowFiller``, which says how."""
+
+    def put(self, to: I64, rows: U8, at: I64, sizes: I64) -> int | None:
+        """Queue the writing of rows; return the put's number, or None if it has to be left."""
+
+    def n_done(self) -> int:
+        """Return how many puts are over."""
 
 
 class HotAsker:
@@ -27,6 +43,7 @@ class HotAsker:
         context: The executor's.
         metrics: Shared with the executor.
         give: Takes a part of a batch, as if a shard had sent it.
+        filler: Puts rows on the executor's card, if they are kept there.
     """
 
     def __init__(
@@ -36,12 +53,15 @@ class HotAsker:
         context: Context,
         metrics: Metrics,
         give: Callable[[RowsPart, float], None],
+        filler: Filler | None = None,
     ) -> None:
         self.part = part
         self._tables = tables
         self._context = context
         self._metrics = metrics
         self._give = give
+        self._filler = filler
+        self._filling: deque[tuple[int, Fill]] = deque()
         self._prober = Prober(context, tables.dead, self._died)
 
     def start(self, nursery: trio.Nursery) -> None:
@@ -56,12 +76,14 @@ class HotAsker:
         if at + lookup.budget_us * 1e-6 <= now:
             self._metrics.count("expired")
             return
+        self._look_at_fills()
         shared = self._tables.n_shared
         self._do(self._tables.ask(lookup, now), now)
         self._metrics.count("shared_fetches", self._tables.n_shared - shared)
 
     def answered(self, answer: RowsPart) -> None:
         """Take what a shard has answered."""
+        self._look_at_fills()
         now = trio.current_time()
         self._do(self._tables.answered(answer, now), now)
 
@@ -97,6 +119,9 @@ class HotAsker:
             if isinstance(each, Doubt):
                 self._prober.probe(each.replica)
                 continue
+            if isinstance(each, Fill):
+                self._fill(each)
+                continue
             try:
                 self._context.ref(each.replica).tell(each.lookup)
             except Unavailable as error:
@@ -104,6 +129,23 @@ class HotAsker:
                 self._prober.probe(each.replica)
             except Overloaded as error:
                 queue.extend(self._tables.refused(each, error.code, str(error), now))
+
+    def _fill(self, fill: Fill) -> None:
+        """Send rows to their slots; those for which there is no room are fetched again."""
+        assert self._filler is not None
+        number = self._filler.put(fill.to, fill.rows, fill.at, fill.sizes)
+        if number is None:
+            self._tables.lost(fill)
+        else:
+            self._filling.append((number, fill))
+        self._metrics.count("rows_not_filled" if number is None else "rows_filled", len(fill.to))
+
+    def _look_at_fills(self) -> None:
+        """Note which rows have come to their slots."""
+        if self._filling and self._filler is not None:
+            n_done = self._filler.n_done()
+            while self._filling and self._filling[0][0] < n_done:
+                self._tables.filled(self._filling.popleft()[1])
 
     def _died(self, name: str, how: str) -> None:
         now = trio.current_time()

@@ -5,9 +5,8 @@ that it asks the groups of shards for. What is under way is not asked for again 
 batch waits for it, if it lives as long as the batch and is no older than a row may be. What a shard
 answers is for all who wait for it; a row that changed meanwhile is not kept.
 
-Hot rows are kept in the host's memory, as they are stored, on an executor with a card as well: rows
-are pooled by the processor, and what is staged for the card is columns, as of shards' parts. In the
-card's memory lie only tables that are placed there whole.
+Hot rows are kept on the executor's card, where kernels gather and pool them, or in the host's
+memory if there is none: that is ``hot_kept.py``'s.
 
 An update's rows are seen by a batch once they are fetched anew, each by itself: unlike those of
 shards, of cached rows an answer may have some from before an update and some from after, within the
@@ -28,16 +27,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.asking import Asking, Nobody, Question
+from actors.card_rows import CardTables
 from actors.defaults import DefaultRows
 from actors.divided import Division
 from actors.flights import Flight, Flights, Part
+from actors.hot_kept import Fill, Kept, OnCard, OnHost
 from actors.layouts import Layouts
 from actors.parts import failed_part, keys_by_table
 from actors.replicas import LateAfter
 from kernels.bundle.load import Bundle
 from kernels.bundle.manifest import Table
 from kernels.errors import LookupFailed
-from kernels.hot import HotRows, HotSet, HotStatistics, Sizes
+from kernels.hot import HotRows, HotStatistics, Sizes
 from kernels.shards import ShardLayout
 from runtime.errors import StartError
 from runtime.topology import DEFAULT, ModelSpec
@@ -56,8 +57,8 @@ class Doubt:
     replica: str
 
 
-Todo: TypeAlias = Question | RowsPart | Doubt
-"""Something to do: ask a replica, take a part of a batch as if a shard had sent it, or doubt."""
+Todo: TypeAlias = Question | RowsPart | Doubt | Fill
+"""Something to do: ask a replica, take a part of a batch as if a shard had sent it, doubt, fill."""
 
 # A flight outlives the batch that it is for by as much again, so that batches of the same budget
 # that come meanwhile can wait for it.
@@ -139,6 +140,8 @@ class HotTables:
         n_tables: How many fetched tables the model has.
         tables: Those of them that are cached.
         groups: The groups that have rows of these, by number.
+        card: What keeps their rows on the executor's card, in the order of their numbers; without
+            it, they are kept in the host's memory.
 
     Attributes:
         n_shared: How many keys waited for a flight on behalf of another batch.
@@ -156,6 +159,7 @@ class HotTables:
         n_tables: int,
         tables: Sequence[HotTable],
         groups: Mapping[int, Group],
+        card: OnCard | None = None,
     ) -> None:
         self._name = name
         self._model = model
@@ -163,7 +167,9 @@ class HotTables:
         self._n_tables = n_tables
         self._tables = sorted(tables, key=lambda each: each.number)
         self._numbers = np.array([each.number for each in self._tables], np.intp)
-        self._held = HotSet([each.open() for each in self._tables])
+        self._card = card
+        self._kept: Kept = card or OnHost([each.open() for each in self._tables])
+        self._wire_bytes = np.array([each.table.row_bytes for each in self._tables], np.int64)
         self._division = Division([(each.table, each.group_of) for each in self._tables])
         self._stale_s = min((each.stale_s for each in tables), default=0.0)
         self._groups = groups
@@ -195,7 +201,7 @@ class HotTables:
         except (LookupFailed, ValueError) as error:
             return [failed_part(lookup, str(error), "internal")]
         if not len(keys):
-            return [_complete(part)]
+            return [self._kept.complete(part)]
         budget_s = lookup.budget_us * 1e-6
         first = self._flights.next_number
         numbers = self._flights.claim(tables, keys, now + budget_s, now - self._stale_s)
@@ -203,6 +209,7 @@ class HotTables:
         n_new = int(np.count_nonzero(new))
         if self._flights.next_number - first != n_new:
             self._flights.give_up(tables, keys, first)
+            self._kept.release(part)
             return [failed_part(lookup, "a key came twice", "internal")]
         self.n_shared += len(new) - n_new
         until = now + _LIFETIME * budget_s
@@ -226,19 +233,19 @@ class HotTables:
             ValueError: The keys are not those of cached tables.
         """
         counts = np.array([len(keys) for keys in keys_by_table(lookup, self._n_tables)], np.int64)
-        of_tables = counts[self._numbers]
-        splits = _splits(of_tables)
+        splits = _splits(counts[self._numbers])
         if splits[-1] != len(lookup.keys):
             raise ValueError(f"{len(lookup.keys) - splits[-1]} keys came of tables not cached here")
-        row_bytes = self._held.row_bytes
-        part = Part(lookup, np.empty(int(of_tables @ row_bytes), np.uint8))
-        misses = self._held.take(lookup.keys, splits, now, part.rows)
+        part, misses, to = self._kept.begin(lookup, splits, now)
         if not len(misses):
             return part, *(_NO_NUMBERS,) * 4
         tables = np.searchsorted(splits, misses, side="right") - 1
         keys = lookup.keys[misses]
-        groups = self._division.groups_of(tables, keys)
-        to = _splits(of_tables * row_bytes)[tables] + (misses - splits[tables]) * row_bytes[tables]
+        try:
+            groups = self._division.groups_of(tables, keys)
+        except LookupFailed:
+            self._kept.release(part)
+            raise
         order = np.argsort(groups, kind="stable")
         return part, tables[order], keys[order], groups[order], to[order]
 
@@ -249,7 +256,7 @@ class HotTables:
         flights = []
         starts = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist()] if len(groups) else []
         for start, stop in itertools.pairwise([*starts, len(groups)]):
-            sizes = self._held.row_bytes[tables[start:stop]]
+            sizes = self._kept.row_bytes[tables[start:stop]]
             ends = np.cumsum(sizes)
             group = int(groups[start])
             flight = Flight(
@@ -259,7 +266,7 @@ class HotTables:
                 keys=keys[start:stop],
                 sizes=sizes,
                 at=ends - sizes,
-                n_bytes=int(ends[-1]),
+                n_bytes=int(self._wire_bytes[tables[start:stop]].sum()),
                 sent=now,
                 until=until,
                 late_at=now + self._groups[group].late_after.seconds,
@@ -306,8 +313,19 @@ class HotTables:
         self._asking.settled(flight.first, [answer.attempt], [took], now)
         kept = self._flights.end(flight)
         splits = _splits(np.bincount(flight.tables, minlength=len(self._tables)))
-        self._held.admit(flight.keys, splits, answer.rows, kept, flight.sent)
-        return [_complete(part) for part in flight.land(answer.rows)]
+        rows = self._kept.stored(flight.tables, answer.rows)
+        fills = self._kept.admit(flight, splits, rows, kept)
+        return [*fills, *map(self._kept.complete, flight.land(rows))]
+
+    def filled(self, fill: Fill) -> None:
+        """Note that rows are in their slots: from now on, batches find them there."""
+        assert self._card is not None
+        self._card.arrived(fill)
+
+    def lost(self, fill: Fill) -> None:
+        """Note that rows do not get to their slots; whoever wants them next, fetches them."""
+        assert self._card is not None
+        self._card.arrived(fill, lost=True)
 
     def refused(self, question: Question, code: str, message: str, now: float) -> list[Todo]:
         """Note that a replica could not be told a question; return what is to be done instead."""
@@ -330,11 +348,15 @@ class HotTables:
             self._asking.settled(flight.first, (), (), now)
             self._flights.end(flight)
             if each.code == _UNAVAILABLE and (rows := self._default_rows(flight)) is not None:
-                done += map(_complete, flight.land(rows, degraded=True))
+                kept = self._kept.stored(flight.tables, rows)
+                done += map(self._kept.complete, flight.land(kept, degraded=True))
                 continue
             shards = ", ".join(self._groups[flight.group].replicas)
             message = each.message or f"no shard answers: {shards}"
-            done += [failed_part(part.lookup, message, each.code) for part in flight.fail()]
+            failed = flight.fail()
+            for part in failed:
+                self._kept.release(part)
+            done += [failed_part(part.lookup, message, each.code) for part in failed]
         return done
 
     def _default_rows(self, flight: Flight) -> U8 | None:
@@ -357,6 +379,8 @@ class HotTables:
             if flight.until <= now:
                 self._asking.settled(flight.first, (), (), now)
                 self._flights.end(flight)
+                for waiting in flight.waiting:
+                    self._kept.release(waiting.part)
             elif flight.late_at <= now:
                 flight.late_at = math.inf
                 doubts += map(Doubt, self._asking.asked_of(flight.first, 0))
@@ -373,16 +397,22 @@ class HotTables:
         """Note that rows changed: no batch from now on gets what was asked for before."""
         for number, each in enumerate(self._tables):
             if each.table.name == table:
-                self._held.tables[number].invalidate(keys)
+                self._kept.invalidate(number, keys)
                 self._flights.changed(number, keys)
 
     def statistics(self) -> dict[str, HotStatistics]:
         """Return what was done so far, by table."""
-        pairs = zip(self._tables, self._held.tables, strict=True)
-        return {each.table.name: rows.statistics() for each, rows in pairs}
+        pairs = zip(self._tables, self._kept.statistics(), strict=True)
+        return {each.table.name: figures for each, figures in pairs}
 
 
-def hot_tables(name: str, model: ModelSpec, bundle: Bundle, layouts: Layouts) -> HotTables:
+def hot_tables(
+    name: str,
+    model: ModelSpec,
+    bundle: Bundle,
+    layouts: Layouts,
+    kept: tuple[CardTables, int] | None = None,
+) -> HotTables:
     """Return the cached tables of a bundle, in an executor.
 
     Args:
@@ -390,6 +420,8 @@ def hot_tables(name: str, model: ModelSpec, bundle: Bundle, layouts: Layouts) ->
         model: Names the shards.
         bundle: The model's.
         layouts: What these are asked.
+        kept: The tables on the executor's card, and how many rows a fill may have; without it,
+            rows are kept in the host's memory.
 
     Raises:
         StartError: A table's ``max_bytes`` have no room for any row.
@@ -411,6 +443,10 @@ def hot_tables(name: str, model: ModelSpec, bundle: Bundle, layouts: Layouts) ->
         for number, each in enumerate(fetched)
         if each.table.name in cached
     ]
+    card = None
+    if kept is not None:
+        of_card, most_rows = kept
+        card = OnCard(of_card, [table.stale_s for table in tables], most_rows)
     numbers = {int(group) for table in tables for group in table.group_of}
     groups = {group: Group(model.replicas_of(group), *layouts.shards[group]) for group in numbers}
     try:
@@ -421,6 +457,7 @@ def hot_tables(name: str, model: ModelSpec, bundle: Bundle, layouts: Layouts) ->
             n_tables=len(fetched),
             tables=tables,
             groups=groups,
+            card=card,
         )
     except ValueError as error:
         raise StartError(f"model {model.name}: {error}") from error
@@ -431,19 +468,3 @@ def _splits(counts: I64) -> I64:
     splits = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=splits[1:])
     return splits
-
-
-def _complete(part: Part) -> RowsPart:
-    """Return what a shard would have sent that has all these rows, and pools nothing."""
-    lookup = part.lookup
-    return RowsPart(
-        gateway=lookup.gateway,
-        seq=lookup.seq,
-        version=lookup.version,
-        part=lookup.part,
-        attempt=lookup.attempt,
-        degraded=part.degraded,
-        user=np.empty((lookup.user_ids.shape[1], 0), np.float32),
-        candidate=np.empty((lookup.candidate_ids.shape[1], 0), np.float32),
-        rows=part.rows,
-    )

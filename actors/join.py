@@ -7,6 +7,7 @@ a lane's staging buffers, as ``block_layout.py`` says.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import attrs
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.block_layout import BlockLayout, Runs
+from actors.card_part import let_go
+from actors.card_rows import CardRows
 from kernels.errors import LookupFailed
 from kernels.executor import Bags
 from transport.messages import Batch, LookupBatch, RowsPart
@@ -36,6 +39,7 @@ class Join:
         n_notices: How often the gateway was told that a part is late, where it was.
         ids: The part that is for the card.
         fetched: The columns that were pooled here, of the user and the candidate side.
+        card: What is gathered on the card of cached tables.
         degraded: uint8 ``[K]``, the requests for which default rows stand for others; or empty.
         lengths: Of sequences that may be shorter: steps of each request's longest; see
             ``measure``.
@@ -56,10 +60,12 @@ class Join:
     n_notices: dict[int, int] = attrs.Factory(dict)
     ids: LookupBatch | None = None
     fetched: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+    card: CardRows | None = None
     degraded: NDArray[np.uint8] = _NO_MARKS
     lengths: list[int] = attrs.Factory(list)
     part_us: NDArray[np.int32] = _NO_PARTS
     part_attempts: NDArray[np.int32] = _NO_PARTS
+    _answered: set[int] = attrs.field(factory=set, init=False)
 
     @property
     def complete(self) -> bool:
@@ -98,6 +104,8 @@ class Join:
                 return "internal", f"part {index} is none of those that came"
         if layout.fetch is not None:
             misfit = layout.fetch.problem(self.head, self.parts)
+            if misfit is None and layout.card is not None:
+                misfit = layout.card.problem(self.head, self.parts)
             if misfit is not None:
                 return "internal", misfit
         return None
@@ -114,6 +122,8 @@ class Join:
         if layout.fetch is not None:
             try:
                 self.fetched = layout.fetch.pool(self.head, self.parts)
+                if layout.card is not None:
+                    self.card = layout.card.rows_of(self.head, self.parts)
             except LookupFailed as error:
                 return "internal", str(error)
         degraded = [index for index, part in self.parts.items() if part.degraded]
@@ -172,18 +182,34 @@ class Join:
         _copy(layout.candidate_values, self.head.candidate_values[start:stop], out)
 
     def copy_user_ids(self, layout: BlockLayout, out: Bags, first: int, last: int) -> None:
-        """Copy what requests ``first`` to ``last`` (exclusive) look up on the card."""
-        assert self.ids is not None
-        kept = layout.user_ids
-        out.ids[:] = self.ids.user_ids[kept.ids, first:last].T
-        out.weights[:] = self.ids.user_weights[kept.weights, first:last].T
+        """Copy what requests ``first`` to ``last`` (exclusive) look up in whole tables there."""
+        if self.ids is not None:
+            kept = layout.user_ids
+            _begin(out.ids, self.ids.user_ids[kept.ids, first:last])
+            _begin(out.weights, self.ids.user_weights[kept.weights, first:last])
 
     def copy_candidate_ids(self, layout: BlockLayout, out: Bags, start: int, stop: int) -> None:
-        """Copy what rows ``start`` to ``stop`` look up on the card."""
-        assert self.ids is not None
-        kept = layout.candidate_ids
-        out.ids[:] = self.ids.candidate_ids[kept.ids, start:stop].T
-        out.weights[:] = self.ids.candidate_weights[kept.weights, start:stop].T
+        """Copy what rows ``start`` to ``stop`` look up in whole tables on the card."""
+        if self.ids is not None:
+            kept = layout.candidate_ids
+            _begin(out.ids, self.ids.candidate_ids[kept.ids, start:stop])
+            _begin(out.weights, self.ids.candidate_weights[kept.weights, start:stop])
+
+    def answered(self, positions: Sequence[int]) -> None:
+        """Note that requests are answered, which a request may be more than once."""
+        self._answered.update(positions)
+        if len(self._answered) >= len(self.deadlines):
+            self.release()
+
+    def release(self) -> None:
+        """Give back what parts hold: all requests are answered, or nobody waits for them."""
+        for part in self.parts.values():
+            let_go(part)
+
+
+def _begin(out: NDArray[np.generic], columns: NDArray[np.generic]) -> None:
+    """Copy columns to the first ones of each row."""
+    out[:, : len(columns)] = columns.T
 
 
 def _copy(runs: Runs, rows: NDArray[np.float32], out: NDArray[np.float32]) -> None:

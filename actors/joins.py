@@ -15,6 +15,7 @@ from typing import TypeAlias
 import attrs
 
 from actors.block_layout import BlockLayout
+from actors.card_part import let_go
 from actors.join import Join
 from actors.replicas import LateAfter
 from transport.messages import Batch, LookupBatch, RowsPart
@@ -68,6 +69,7 @@ class Joins:
             patience: See ``part``.
         """
         if (part.gateway, part.seq) in self._over:
+            let_go(part)
             return None
         join = self._join(part.gateway, part.seq, at)
         if not join.parts and join.ids is None and join.head is None:
@@ -75,6 +77,7 @@ class Joins:
         if isinstance(part, LookupBatch):
             join.ids = part
         elif part.part in join.parts:
+            let_go(part)
             return None
         else:
             join.parts[part.part] = part
@@ -108,6 +111,7 @@ class Joins:
             join = self._joins.get(key)
             if join is not None and not any(deadline > now for deadline in join.deadlines):
                 del self._joins[key]
+                join.release()
                 n_expired += 1
             self._over.discard(key)
         return n_expired

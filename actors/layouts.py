@@ -47,6 +47,13 @@ class Layouts:
         """The tables on the executors' cards."""
         return self.placement.device
 
+    @property
+    def hot_tables(self) -> dict[str, int]:
+        """The cached tables that something looks up, and how many bytes are kept of each."""
+        fetched = () if self.fetch is None else self.fetch.tables
+        names = {each.table.name for each in fetched}
+        return {each.table: each.max_bytes for each in self.placement.cached if each.table in names}
+
     def part_layouts(self) -> tuple[tuple[ShardLayout, ShardLayout], ...]:
         """Return what each part's group pools, by part: nothing where there is none."""
         layouts = tuple(self.shards[group] for group in self.parts)

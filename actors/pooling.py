@@ -43,7 +43,8 @@ class RowPool:
 
     Args:
         tables: The fetched tables, with how each is stored.
-        user: Their lookups of the user side, ids being slots, table by table.
+        user: Their lookups of the user side, ids being slots, table by table. Tables that no lookup
+            is in are passed over.
         candidate: The same of candidates.
         user_table: The number of the table of each row of the user side's slots.
         candidate_table: The same of candidates.
@@ -58,9 +59,12 @@ class RowPool:
         candidate_table: NDArray[np.intp],
     ) -> None:
         self._row_bytes = np.array([table.row_bytes for table, _ in tables], np.int64)
+        pooled = {*user.tables, *candidate.tables}
         kinds: dict[tuple[RowType, int], _Kind] = {}
         of_table: dict[str, StoredTable] = {}
         for number, (table, dtype) in enumerate(tables):
+            if table.name not in pooled:
+                continue
             kind = kinds.get((dtype, table.dim))
             if kind is None:
                 kind = kinds[dtype, table.dim] = _Kind(StoredTable.of_rows(dtype, table.dim), [])
@@ -80,7 +84,7 @@ class RowPool:
         stops = sizes.cumsum(axis=1)
         starts = (stops - sizes).tolist()
         ends = stops.tolist()
-        bases = np.empty(len(totals), np.int64)
+        bases = np.zeros(len(totals), np.int64)
         for kind in self._kinds:
             pieces: list[U8] = []
             base = 0

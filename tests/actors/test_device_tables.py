@@ -112,6 +112,7 @@ async def test_scores_are_those_of_the_whole_model(
         name: str,
         device_tables: Collection[str],
         progress: Callable[[float], None],
+        **_: object,
     ) -> Gathering:
         opened.append(Gathering(bundle, options, device_tables))
         return opened[0]

@@ -98,17 +98,19 @@ async def test_tables_on_the_card_give_the_same_scores(
     assert error < (2e-3 if precision == "fp16" else 1e-5)
 
 
-async def test_cached_tables_are_pooled_beside_the_card(
-    tiny_bundle: Path, tmp_path: Path, emitted: FakeCuda
+@pytest.mark.parametrize("mode", ["streams", "contexts", "green"])
+async def test_hot_rows_of_cached_tables_lie_on_the_card(
+    tiny_bundle: Path, tmp_path: Path, emitted: FakeCuda, mode: str
 ) -> None:
-    """One table's hot rows are kept in the host's memory, another table lies on the card."""
+    """One table's hot rows lie there, another one whole."""
     first, second, *_ = (table.name for table in load_bundle(tiny_bundle).manifest.tables)
     placement = tmp_path / "placement.toml"
     placement.write_text(
         f"version = 1\ndevice = [{json.dumps(first)}]\n"
         f"[cached.{json.dumps(second)}]\nmax_bytes = 10_000\n"
     )
-    assert await largest_error(tiny_bundle, {"precision": "fp32"}, placement) < 1e-5
+    gpu = {"precision": "fp32", "mode": mode}
+    assert await largest_error(tiny_bundle, gpu, placement) < 1e-5
     assert emitted.launched > 0
 
 

@@ -82,6 +82,7 @@ def on_card(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
         name: str,
         device_tables: Collection[str],
         progress: Callable[[float], None],
+        **_: object,
     ) -> GpuExecutor:
         blocks = blocks_of(bundle, options)
 
@@ -132,7 +133,7 @@ async def test_requests_that_share_launches_get_their_own_scores(
     on_the_card = await scores_of(tiny_bundle)
     assert on_card.launched > 0
     monkeypatch.setattr(
-        module, "open_dense", lambda bundle, options, *_: Sums(blocks_of(bundle, options))
+        module, "open_dense", lambda bundle, options, *_, **__: Sums(blocks_of(bundle, options))
     )
     for card, host in zip(on_the_card, await scores_of(tiny_bundle), strict=True):
         np.testing.assert_allclose(card, host, rtol=1e-5)

@@ -385,7 +385,7 @@ def test_every_batch_gets_rows_as_fresh_as_is_promised(seed: int) -> None:
             if isinstance(each, Question):
                 under_way.append((each, world.answer(each)))
                 continue
-            if isinstance(each, Doubt):
+            if not isinstance(each, RowsPart):
                 continue
             batch, began = waiting.pop(each.seq)
             if each.code != "ok":

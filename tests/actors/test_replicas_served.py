@@ -117,8 +117,14 @@ class WatchedExecutor(Executor):
         return sum(len(serving.engine._joins) for serving in self._versions.ready.values())
 
 
-def topology_of(bundle: Path, **changes: Any) -> Topology:  # noqa: ANN401
-    topology = spread(bundle, model="tiny", listen="ipc://unused", n_shards=4, replicas=2)
+def topology_of(
+    bundle: Path,
+    executor: dict[str, Any] | None = None,
+    **changes: Any,  # noqa: ANN401
+) -> Topology:
+    topology = spread(
+        bundle, model="tiny", listen="ipc://unused", n_shards=4, replicas=2, executor=executor
+    )
     [gateway] = topology.nodes[0].actors
     quiet = attrs.evolve(gateway, options={})  # asked in process only
     nodes = (attrs.evolve(topology.nodes[0], actors=(quiet,)), *topology.nodes[1:])
