@@ -65,6 +65,8 @@ class GpuOptions:
         ahead: Whether all are compiled before the executor is ready, or only the largest.
         mapped: What kernels reach in the host's memory instead of in copies: ``inputs``,
             ``scores``.
+        hot_rows: Where hot rows of cached tables are kept: on the ``card``, or in the ``host``'s
+            memory, pooled by the processor.
         cache: Folder of compiled kernels; without it, one of the user's.
         workers: Processes that compile at once; without it, one for every second core, up to 8.
     """
@@ -79,6 +81,7 @@ class GpuOptions:
     mapped: list[str] = attrs.field(
         factory=list, validator=deep_iterable(in_(("inputs", "scores")))
     )
+    hot_rows: str = attrs.field(default="card", validator=in_(("card", "host")))
     cache: str | None = attrs.field(default=None, validator=optional(instance_of(str)))
     workers: int | None = attrs.field(
         default=None, validator=optional(and_(instance_of(int), ge(1)))
@@ -132,7 +135,7 @@ def open_dense(
         device_tables: Tables that the model's placement puts on the card: kernels gather and pool
             their rows, of ids that come straight from the gateway.
         progress: Told what share of what is compiled is ready, 0 to 1, in this thread or another.
-        hot_tables: Cached tables, and how many bytes of each lie on the card, if it is one.
+        hot_tables: Cached tables, and how many bytes of each may lie on the card, if there is one.
 
     Raises:
         StartError: An option is wrong, or a card was asked for and cannot run this; says why.
@@ -158,7 +161,7 @@ def open_dense(
                     fp8=gpu.fp8,
                     input_dtype=gpu.input_dtype,
                     device_tables=device_tables,
-                    hot_tables=hot_tables,
+                    hot_tables=hot_tables if gpu.hot_rows == "card" else None,
                     buckets=gpu.given_buckets(),
                     ahead=gpu.ahead,
                     mapped=gpu.mapped,

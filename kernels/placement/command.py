@@ -47,7 +47,7 @@ def add_plan(commands: Any) -> None:  # noqa: ANN401 - argparse has no public ty
         type=_size,
         default=0.0,
         metavar="40GB",
-        help="of each executor's card, for tables (default: no tables there)",
+        help="of each executor's card, for whole tables (default: no tables there)",
     )
     command.add_argument(
         "--gpu-precision",
@@ -60,7 +60,7 @@ def add_plan(commands: Any) -> None:  # noqa: ANN401 - argparse has no public ty
         type=_size,
         default=0.0,
         metavar="4GB",
-        help="of each executor, for hot rows (default: no caches)",
+        help="of each executor's card, or of its host without one, for hot rows (default: none)",
     )
     command.add_argument(
         "--stale",

@@ -5,9 +5,12 @@
     version = 1
     device = ["genres"]         # optional: tables in the card's memory; "all" for every one
 
-    [cached.items]              # optional: tables whose hot rows are kept beside the executor, too
-    max_bytes = 4_000_000_000   # of rows kept, and what it takes to find them; twice that while a
-                                # new version of the model takes over
+    [cached.items]              # optional: tables whose hot rows are kept beside the executor, too:
+                                # on its card, in the card's precision, or if there is none in the
+                                # host's memory
+    max_bytes = 4_000_000_000   # of rows on the card (in each context), or on a host of rows and of
+                                # what it takes to find them; twice that while a new version of the
+                                # model takes over
     stale_s = 5                 # optional: for how long after an update an old row may be used
 
     [[groups]]                  # group 0: its tables, each "all" or [first, last] of its segments,

@@ -29,7 +29,8 @@ class CachedTable:
     """A table whose hot rows are kept beside the executor; all of its rows lie in groups as well.
 
     Attributes:
-        max_bytes: Of the rows that are kept, and of what it takes to find them.
+        max_bytes: Of the rows that are kept: on a card of these alone, which it stores in its
+            precision; in the host's memory also of what it takes to find them.
         stale_s: For how long after an update an old row may still be used, in seconds.
     """
 

@@ -98,18 +98,20 @@ async def test_tables_on_the_card_give_the_same_scores(
     assert error < (2e-3 if precision == "fp16" else 1e-5)
 
 
-@pytest.mark.parametrize("mode", ["streams", "contexts", "green"])
-async def test_hot_rows_of_cached_tables_lie_on_the_card(
-    tiny_bundle: Path, tmp_path: Path, emitted: FakeCuda, mode: str
+@pytest.mark.parametrize(
+    ("mode", "hot_rows"), [("streams", "card"), ("contexts", "card"), ("streams", "host")]
+)
+async def test_hot_rows_of_cached_tables_lie_on_the_card_or_beside_it(
+    tiny_bundle: Path, tmp_path: Path, emitted: FakeCuda, mode: str, hot_rows: str
 ) -> None:
-    """One table's hot rows lie there, another one whole."""
+    """One table's hot rows; another table lies on the card whole."""
     first, second, *_ = (table.name for table in load_bundle(tiny_bundle).manifest.tables)
     placement = tmp_path / "placement.toml"
     placement.write_text(
         f"version = 1\ndevice = [{json.dumps(first)}]\n"
         f"[cached.{json.dumps(second)}]\nmax_bytes = 10_000\n"
     )
-    gpu = {"precision": "fp32", "mode": mode}
+    gpu = {"precision": "fp32", "mode": mode, "hot_rows": hot_rows}
     assert await largest_error(tiny_bundle, gpu, placement) < 1e-5
     assert emitted.launched > 0
 
