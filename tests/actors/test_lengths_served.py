@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import trio
 
 from actors import engine
+from kernels.bundle.load import load_bundle
 from kernels.gpu import model as gpu_model
 from kernels.gpu.executor import GpuExecutor
 from kernels.program import Bucket
@@ -88,15 +90,19 @@ async def largest_error(
 
 
 @pytest.mark.parametrize("softmax", [True, False])
-@pytest.mark.parametrize("device", [False, True], ids=["shards", "card"])
+@pytest.mark.parametrize("tables", ["shards", "card", "hot rows"])
 async def test_each_request_runs_in_the_bucket_of_its_history(
-    tmp_path: Path, executors: list[GpuExecutor], softmax: bool, device: bool
+    tmp_path: Path, executors: list[GpuExecutor], softmax: bool, tables: str
 ) -> None:
     bundle = attending.build(tmp_path, softmax=softmax)
     placement = None
-    if device:
+    if tables != "shards":
+        names = [table.name for table in load_bundle(bundle).manifest.tables]
+        lines = ["version = 1", *(["device = 'all'"] if tables == "card" else [])]
+        if tables == "hot rows":
+            lines += [f"[cached.{json.dumps(name)}]\nmax_bytes = 10_000" for name in names]
         placement = tmp_path / "placement.toml"
-        placement.write_text('version = 1\ndevice = "all"\n')
+        placement.write_text("\n".join(lines) + "\n")
     # From long to short and back: what lay in the staging before is of another layout.
     lengths = [24, 3, 20, 4, 5, 16, 1, 0]
     error = await largest_error(
