@@ -83,13 +83,15 @@ def steps(out: Path, zoo: Path) -> list[Step]:
             digest=sanitizer,
         )
 
+    sizes = ("--rows", "64,512,4096,16384", "--peers", "", "--reps", "30")
+    eights = ("-m", "kernels.bench", "--models", "DLRMDCNv2", *sizes, "--fp8", "row")
     served = ("--device", "cuda", "--lanes", "1,4", "--windows", "on,off", "--clients", "64")
     load = ("--sizes", "mlperf", "--duration", "3", "--warmup", "1")
     deepfm = str(zoo / "models" / "deepctr_DeepFM.dynamo.onnx")
     what = ("--onnx", deepfm, "--user-columns", "23")
     return [
         right("right-fp16", 30),
-        right("right-fp32", 50, "--precision", "fp32"),
+        right("right-fp32", 30, "--precision", "fp32"),
         right("right-bf16", 25, "--precision", "bf16"),
         Step(
             name="emitted",
@@ -111,6 +113,12 @@ def steps(out: Path, zoo: Path) -> list[Step]:
             name="fast",
             limit_s=190,
             command=kept("fast", "-m", "kernels.bench", "--reps", "60", "--budget-s", "180"),
+            digest=ratios,
+        ),
+        Step(
+            name="fp8",
+            limit_s=20,
+            command=kept("fp8", *eights),
             digest=ratios,
         ),
         serving("lanes", 30, "windows,lanes,user_side"),
