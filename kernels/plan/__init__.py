@@ -11,5 +11,6 @@ Reading order: ``phases`` (the cut); ``matrix`` (what lies in memory between lau
 and ``expression`` (text of one element); ``steps`` (what happens between barriers, and which values
 share memory); ``tile`` (what is stored and what is computed where it is read), with the steps
 themselves in ``tile_linear``, ``tile_rows`` and ``pairs``; ``pack`` (weights); ``tile_kernel`` (the
-whole text); ``wide_phase`` and ``sequence_phase``; ``facts`` (for those who look at a plan).
+whole text); ``eights`` (what is e4m3, by choice), ``wide_phase`` and ``sequence_phase``; ``facts``
+(for those who look at a plan).
 """
