@@ -6,8 +6,9 @@ those of the steps that it lacks.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 import attrs
@@ -36,6 +37,21 @@ class KeptIds:
     weights: slice | NDArray[np.intp]
 
 
+@attrs.frozen(eq=False)
+class Padding:
+    """How to tell of a whole row whether all steps of its sequences are alike.
+
+    Attributes:
+        width: Columns of a staged row.
+        columns: For each stretch, the first staged column, steps, and columns of each.
+        ids: For each stretch that the card gathers, the first of its ids, and how many.
+    """
+
+    width: int
+    columns: tuple[tuple[int, int, int], ...]
+    ids: tuple[tuple[int, int], ...] = ()
+
+
 _ALL_IDS: Final = KeptIds(slice(None), slice(None))
 
 
@@ -59,6 +75,8 @@ class BlockLayout:
         first_user_value: The column of the whole user block that the first value is.
         first_candidate_value: The same of candidates.
         user_ids, candidate_ids: What is staged of the ids for the card.
+        padding: By the side and the steps of sequences that are alike where nobody has filled
+            them, where that can be told.
         shorter: Makes the layout of a length.
     """
 
@@ -76,6 +94,7 @@ class BlockLayout:
     first_candidate_value: int = 0
     user_ids: KeptIds = _ALL_IDS
     candidate_ids: KeptIds = _ALL_IDS
+    padding: Mapping[tuple[str, int], Padding] = attrs.field(factory=dict)
     shorter: Callable[[int], BlockLayout] | None = None
 
     @classmethod
@@ -185,6 +204,35 @@ class _Side:
             np.searchsorted(whole.weight_rows, short.weight_rows),
         )
 
+    def padding(self, name: SideName, side: SideLayout, sequences: Shortened, most: int) -> Padding:
+        """Return how to tell whether steps are alike, of the whole block.
+
+        Raises:
+            ValueError: It cannot be told of what the card gathers.
+        """
+        columns, ids = [], []
+        whole = self.whole
+        for stretch in sequences.of(name):
+            if stretch.most != most:
+                continue
+            gathered = [
+                lookup
+                for lookup in (() if whole is None else whole.lookups)
+                if lookup.offset < stretch.stop and stretch.start < lookup.offset + lookup.width
+            ]
+            if gathered:
+                lookup = gathered[0]
+                if (lookup.offset, lookup.width) != (stretch.start, stretch.stop - stretch.start):
+                    raise ValueError(f"{lookup.tensor} is not all of its sequence")
+                if whole is None or lookup.first_id >= len(whole.layout.id_rows):
+                    raise ValueError(f"{lookup.table} is cached, and its rows are not told apart")
+                ids.append((lookup.first_id, lookup.n_ids))
+            else:
+                start = stretch.start if whole is None else whole.staged_column(stretch.start)
+                columns.append((start, most, stretch.each))
+        width = side.width if whole is None else whole.staged_width
+        return Padding(width, tuple(columns), tuple(ids))
+
 
 def _laid_out(
     manifest: Manifest,
@@ -223,4 +271,18 @@ def _laid_out(
         first_candidate_value=firsts[1],
         user_ids=user.ids(),
         candidate_ids=rows.ids(),
+        padding={} if sequences is None else _paddings(manifest, sequences, user, rows),
     )
+
+
+def _paddings(
+    manifest: Manifest, sequences: Shortened, user: _Side, rows: _Side
+) -> dict[tuple[str, int], Padding]:
+    found: dict[tuple[str, int], Padding] = {}
+    sides: tuple[tuple[SideName, _Side], ...] = (("user", user), ("candidate", rows))
+    for name, side in sides:
+        for most in sequences.alike:
+            # Where it cannot be told, such a request has every step.
+            with contextlib.suppress(ValueError):
+                found[name, most] = side.padding(name, manifest.side(name), sequences, most)
+    return found

@@ -19,8 +19,12 @@ the proof begins again without them.
 
 *Numbers.* Values are taken to be finite, and those that no mask has entered to lie within 4,000,
 far from the -10,000 or less that masks put scores at, as a model with such a mask assumes of
-itself. A SOFTMAX over steps that are all masked out spreads over the whole length: where there is
-one, a request without any step that counts needs all of them.
+itself.
+
+*Rows without a step.* A SOFTMAX over steps that are all masked out gives each an n-th, of all that
+there are: where there is one, such a row needs them all. But if its steps are alike, as padding is,
+the n-ths of one vector come to that vector whatever n. Where that, too, is proven of the graph, and
+seen of the row, it needs no more steps than others.
 
 ``find.py`` chooses the inputs and marks to begin with; ``bind.py`` makes of the graph, in which
 ``Steps`` now stand for the axes, that of one length; ``side.py`` does so of a bundle's manifest.

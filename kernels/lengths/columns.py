@@ -6,13 +6,16 @@ Pure: whoever stages a batch asks here, and so does whoever compiles for it.
 from __future__ import annotations
 
 import functools
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-Lengths = NDArray[np.int64]
+Lengths: TypeAlias = NDArray[np.int64]
+AreAlike: TypeAlias = Callable[[int, NDArray[np.intp]], NDArray[np.bool_]]
+"""Takes the steps of sequences and rows ``[n]``; returns of each, ``[n]``, whether it is so."""
 
 _DEAD: Final = (0.0, 1.0)
 
@@ -54,11 +57,13 @@ class Shortened:
         stretches: Their columns, those of marks among them.
         marks: What says how long they are.
         needs_step: Of sequences of so many steps, a row without any step that counts needs all.
+        alike: Of those of so many, it needs none if all its steps are alike: the same padding.
     """
 
     stretches: tuple[Stretch, ...]
     marks: tuple[Mark, ...]
     needs_step: frozenset[int] = frozenset()
+    alike: frozenset[int] = frozenset()
 
     @property
     def most(self) -> int:
@@ -85,13 +90,17 @@ class Shortened:
         found.append((at, width))
         return [(start, stop) for start, stop in found if start < stop]
 
-    def lengths(self, side: str, block: NDArray[Any], first: int = 0) -> Lengths | None:
+    def lengths(
+        self, side: str, block: NDArray[Any], first: int = 0, are_alike: AreAlike | None = None
+    ) -> Lengths | None:
         """Return how long each row's sequences are, by the marks of an input.
 
         Args:
             side: The input.
             block: ``[n, columns]``, of which the marks' are numbers.
             first: The block's column that the first of ``block`` is.
+            are_alike: Asked of rows without any step whether their steps are alike; without it,
+                none are.
 
         Returns:
             int64 ``[n]``, 0 to ``most``; None if the input has no marks.
@@ -107,12 +116,34 @@ class Shortened:
             found = ends if found is None else np.maximum(found, ends)
             if test.most in self.needs_step:
                 counts = values == 1 - test.dead
+                if test.most in self.alike and are_alike is not None:  # the only mark of these
+                    empty = np.flatnonzero(ends == 0)
+                    if len(empty):
+                        counts[empty, 0] = are_alike(test.most, empty)
                 other = live.get(test.most)
                 live[test.most] = counts if other is None else counts & other
         assert found is not None
         for counts in live.values():
             found[~counts.any(1)] = self.most
         return found
+
+    def are_alike(self, side: str, block: NDArray[Any], most: int) -> NDArray[np.bool_]:
+        """Return whether all steps of a row are alike, of sequences of ``most`` steps.
+
+        Args:
+            side: The input.
+            block: Whole rows, ``[n, width]``.
+            most: Steps of the sequences.
+
+        Returns:
+            ``[n]``.
+        """
+        alike = np.ones(len(block), np.bool_)
+        for stretch in self.of(side):
+            if stretch.most == most:
+                steps = block[:, stretch.start : stretch.stop].reshape(len(block), most, -1)
+                alike &= (steps == steps[:, :1]).all((1, 2))
+        return alike
 
     @functools.cached_property
     def _tests(self) -> dict[str, list[_Test]]:

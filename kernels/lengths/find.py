@@ -7,6 +7,7 @@ more thing that keeps batches long.
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
@@ -16,7 +17,7 @@ from kernels.ir.node import Graph, Node, Op, Slice
 from kernels.ir.rules import ELEMENTWISE
 from kernels.lengths.columns import Mark, Shortened, Stretch
 from kernels.lengths.kinds import PLAIN, Kind
-from kernels.lengths.values import NeedsAll
+from kernels.lengths.values import Mode, NeedsAll
 from kernels.lengths.walk import Proof, prove
 from kernels.passes.optimise import simplify
 
@@ -66,6 +67,7 @@ def find_sequences(graph: Graph) -> Found:
             Mark(each, dead) for each, dead in sorted(tried.dead.items()) if each in tried.stretches
         ),
         needs_step=tried.proof.needs_step,
+        alike=_alike(simple, tried.stretches, tried.dead, tried.proof.needs_step),
     )
     return Found(tried.proof.graph, shortened, whole)
 
@@ -119,7 +121,7 @@ def _proven(graph: Graph, left: Collection[Stretch], dead: Mapping[Stretch, floa
         alive: dict[Stretch, Kind] = {
             each: 1 - dead[each] if each in dead else PLAIN for each in left
         }
-        prove(graph, alive, alive=True)
+        prove(graph, alive, Mode.ALIVE)
     for most in proof.needs_step:
         sides = {each.input for each in left if each in dead and each.most == most}
         if len(sides) > 1:
@@ -129,6 +131,26 @@ def _proven(graph: Graph, left: Collection[Stretch], dead: Mapping[Stretch, floa
                 "depends on masks of both sides at once",
             )
     return proof
+
+
+def _alike(
+    graph: Graph,
+    left: Collection[Stretch],
+    dead: Mapping[Stretch, float],
+    needs_step: Collection[int],
+) -> frozenset[int]:
+    """Return of which sequences a row without any step needs none, if its steps are alike."""
+    tails: dict[Stretch, Kind] = {each: dead.get(each, PLAIN) for each in left}
+    found = set()
+    for most in needs_step:
+        same = [each for each in left if each.most == most]
+        # Of two masks, one's sequence may be empty, and another's not.
+        if sum(each in dead for each in same) > 1 or len({each.input for each in same}) > 1:
+            continue
+        with contextlib.suppress(NeedsAll):
+            prove(graph, tails, Mode.EMPTY, most)
+            found.add(most)
+    return frozenset(found)
 
 
 def _candidates(graph: Graph) -> list[Stretch]:

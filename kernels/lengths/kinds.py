@@ -24,10 +24,11 @@ class Sort(enum.Enum):
 
     PLAIN = "plain"  # within MOST
     LOW = "low"  # a score that was masked out
+    SHARE = "share"  # of a row without steps that count: one n-th of a plain number, of n steps
     ANY = "any"  # and what is no number
 
 
-PLAIN, LOW, ANY = Sort.PLAIN, Sort.LOW, Sort.ANY
+PLAIN, LOW, SHARE, ANY = Sort.PLAIN, Sort.LOW, Sort.SHARE, Sort.ANY
 Kind: TypeAlias = float | Sort
 
 _BOUNDED: Final = frozenset({Op.SIGMOID, Op.TANH, Op.SIN, Op.COS, Op.ERF, Op.SIGN})
@@ -64,17 +65,43 @@ def mixed(kinds: Sequence[Kind]) -> Kind:
     return PLAIN if all(map(is_plain, kinds)) else ANY
 
 
-def elementwise(node: Node, kinds: Sequence[Kind]) -> Kind:
-    """Return the kind of an elementwise op's element, of its sources'."""
+def is_alike(kind: Kind) -> bool:
+    """Whether elements of this kind are the same at each step, where ``elementwise`` says so."""
+    return kind is not ANY and kind is not SHARE
+
+
+def elementwise(node: Node, kinds: Sequence[Kind], *, alike: bool = False) -> Kind:
+    """Return the kind of an elementwise op's element, of its sources'.
+
+    Args:
+        node: The op.
+        kinds: Of its sources.
+        alike: Whether kinds but ANY and SHARE say, too, that elements are the same at each step.
+    """
     numbers = [kind for kind in kinds if isinstance(kind, float)]
     if len(numbers) == len(kinds):
         return _computed(node, numbers)
+    if SHARE in kinds:
+        return _of_share(node, kinds)
+    if alike and node.op is Op.WHERE and not is_alike(kinds[0]):
+        return ANY
     found = _SPECIAL[node.op](kinds) if node.op in _SPECIAL else None
     if found is not None:
         return found
-    if node.op in _BOUNDED or node.dtype is DType.BOOL:
+    if not alike and (node.op in _BOUNDED or node.dtype is DType.BOOL):
         return PLAIN
     return mixed(kinds)
+
+
+def _of_share(node: Node, kinds: Sequence[Kind]) -> Kind:
+    """Shares may be multiplied by what is alike, and chosen."""
+    if node.op is Op.WHERE and isinstance(kinds[0], float):
+        return kinds[1] if kinds[0] else kinds[2]
+    others = [kind for kind in kinds if kind is not SHARE]
+    scaled = node.op is Op.MUL or (node.op is Op.DIV and kinds[0] is SHARE)
+    if not scaled or len(others) != 1 or not is_plain(others[0]):
+        return ANY
+    return 0.0 if node.op is Op.MUL and others[0] == 0.0 else SHARE
 
 
 def _computed(node: Node, numbers: Sequence[float]) -> Kind:

@@ -13,27 +13,20 @@ from kernels.ir.build import scalar as scalar_like
 from kernels.ir.node import Linear, Node, Op, Slice, Steps, Take, TopK
 from kernels.ir.rules import ELEMENTWISE, REDUCTIONS
 from kernels.lengths import kinds
-from kernels.lengths.kinds import PLAIN, Kind, is_low, is_plain
-from kernels.lengths.values import Axis, NeedsAll, Value, cut, made, met, nodes_of, stretches_of
+from kernels.lengths.kinds import ANY, PLAIN, SHARE, Kind, is_alike, is_low, is_plain
+from kernels.lengths.values import (
+    Axis,
+    Mode,
+    NeedsAll,
+    Value,
+    Walk,
+    cut,
+    made,
+    met,
+    nodes_of,
+    stretches_of,
+)
 from kernels.passes.views import groups
-
-
-@attrs.define
-class Walk:
-    """What rules ask and tell beside the values.
-
-    Attributes:
-        alive: Whether tails are those of a step that counts; see ``prove``.
-        needs_step: See ``Proof``.
-    """
-
-    alive: bool
-    needs_step: set[int] = attrs.field(factory=set)
-
-    def is_gone(self, kind: Kind) -> bool:
-        """Whether steps of this kind add nothing to a sum."""
-        return self.alive or kind == 0.0
-
 
 Rule: TypeAlias = Callable[[Walk, Node, list[Value]], Value]
 
@@ -51,11 +44,11 @@ def kind_of(node: Node, sources: Sequence[Value]) -> Kind:
 
 
 def _elementwise(walk: Walk, node: Node, sources: list[Value]) -> Value:
-    nodes, found = met(node, sources, range(1, len(node.shape)))
-    axes = {
-        place: attrs.evolve(axis, tail=kinds.elementwise(node, tails))
-        for place, (axis, tails) in found.items()
-    }
+    nodes, found = met(walk, node, sources, range(1, len(node.shape)))
+    axes = {}
+    for place, (axis, tails) in found.items():
+        alike = walk.mode_of(axis.steps) is Mode.EMPTY
+        axes[place] = attrs.evolve(axis, tail=kinds.elementwise(node, tails, alike=alike))
     return made(node, nodes, axes, kinds.elementwise(node, [each.kind for each in sources]))
 
 
@@ -110,7 +103,7 @@ def _concat(walk: Walk, node: Node, sources: list[Value]) -> Value:
     assert isinstance(joined_at, int)
     if any(joined_at in source.axes for source in sources):
         raise NeedsAll(stretches_of(sources), node, "lays sequences side by side")
-    nodes, found = met(node, sources, range(1, len(node.shape)))
+    nodes, found = met(walk, node, sources, range(1, len(node.shape)))
     axes = {
         place: attrs.evolve(axis, tail=kinds.joined(tails))
         for place, (axis, tails) in found.items()
@@ -140,37 +133,47 @@ def _reduction(walk: Walk, node: Node, sources: list[Value]) -> Value:
 
 
 def _check_reduced(walk: Walk, node: Node, axis: Axis) -> None:
-    most = axis.steps.most
-    if node.op in (Op.SUM, Op.MEAN) and walk.is_gone(axis.tail):
-        return
-    if node.op is Op.PROD and (walk.alive or axis.tail == 1.0):
-        return
-    if node.op is Op.REDUCE_MAX:
-        if walk.alive and is_plain(axis.tail):
-            return
-        if not walk.alive and is_low(axis.tail):
-            walk.needs_step.add(most)
-            return
-    raise NeedsAll(axis.stretches, node, "goes over all steps, masked or not")
+    """Check that a reduction over an axis is the same without the steps that are left out."""
+    mode, tail = walk.mode_of(axis.steps), axis.tail
+    if mode is Mode.ALIVE:
+        needless = node.op is not Op.REDUCE_MAX or is_plain(tail)
+    elif node.op in (Op.SUM, Op.MEAN):
+        needless = tail == 0.0 or tail is SHARE
+    elif node.op is Op.REDUCE_MAX:
+        needless = is_alike(tail) if mode is Mode.EMPTY else is_low(tail)
+        walk.needs_step.add(axis.steps.most)
+    else:
+        needless = node.op is Op.PROD and tail == 1.0
+    if not needless:
+        raise NeedsAll(axis.stretches, node, "goes over all steps, masked or not")
 
 
 def _of_reduced(node: Node, tail: Kind) -> Kind:
     """Return the kind of a reduction of elements of one kind, over another axis."""
-    if node.op in (Op.SUM, Op.PROD) and tail != 0.0:
+    if node.op is Op.PROD or (node.op is Op.SUM and tail != 0.0 and tail is not SHARE):
         return kinds.mixed([tail])
     return tail
+
+
+def _normal(walk: Walk, axis: Axis) -> Axis:
+    """Return an axis after its elements were normalised along another one."""
+    kept = walk.mode_of(axis.steps) is not Mode.EMPTY or is_alike(axis.tail)
+    return attrs.evolve(axis, tail=PLAIN if kept else ANY)
 
 
 def _softmax(walk: Walk, node: Node, sources: list[Value]) -> Value:
     (source,), place = sources, node.arg
     assert isinstance(place, int)
-    axes = {at: attrs.evolve(axis, tail=PLAIN) for at, axis in source.axes.items()}
+    axes = {at: _normal(walk, axis) for at, axis in source.axes.items()}
     axis = source.axes.get(place)
     if axis is not None:
-        if axis.steps.each != 1 or not (is_plain if walk.alive else is_low)(axis.tail):
+        mode = walk.mode_of(axis.steps)
+        test = {Mode.DEAD: is_low, Mode.ALIVE: is_plain, Mode.EMPTY: is_alike}[mode]
+        if axis.steps.each != 1 or not test(axis.tail):
             raise NeedsAll(axis.stretches, node, "goes over all steps, masked or not")
         walk.needs_step.add(axis.steps.most)
-        axes[place] = attrs.evolve(axis, tail=PLAIN if walk.alive else 0.0)
+        results: dict[Mode, Kind] = {Mode.DEAD: 0.0, Mode.ALIVE: PLAIN, Mode.EMPTY: SHARE}
+        axes[place] = attrs.evolve(axis, tail=results[mode])
     return made(node, [source.node], axes, PLAIN)
 
 
@@ -178,7 +181,7 @@ def _layer_norm(walk: Walk, node: Node, sources: list[Value]) -> Value:
     source, last = sources[0], len(node.shape) - 1
     if last in source.axes:
         raise NeedsAll(source.axes[last].stretches, node, "goes over all steps, masked or not")
-    axes = {at: attrs.evolve(axis, tail=PLAIN) for at, axis in source.axes.items()}
+    axes = {at: _normal(walk, axis) for at, axis in source.axes.items()}
     return made(node, nodes_of(sources), axes, PLAIN)
 
 
@@ -196,13 +199,16 @@ def _matmul(walk: Walk, node: Node, sources: list[Value]) -> Value:
             raise NeedsAll(blamed, node, "joins steps of different sequences")
         tails = []
         for index, (each, at) in enumerate(inner):
-            nodes[index], tail = cut(each, at, steps)
+            nodes[index], tail = cut(walk, each, at, steps)
             tails.append(tail)
-        gone = 0.0 in tails and all(map(is_plain, tails))
-        if not (walk.alive or gone) or steps.each != 1:
+        gone = walk.mode_of(steps) is Mode.ALIVE or _vanishes(tails)
+        if not gone or steps.each != 1:
             raise NeedsAll(blamed, node, "goes over all steps, masked or not")
     batch, found = met(
-        node, [attrs.evolve(a, node=nodes[0]), attrs.evolve(b, node=nodes[1])], range(1, rank - 2)
+        walk,
+        node,
+        [attrs.evolve(a, node=nodes[0]), attrs.evolve(b, node=nodes[1])],
+        range(1, rank - 2),
     )
     axes = {
         place: attrs.evolve(axis, tail=_product(tails)) for place, (axis, tails) in found.items()
@@ -212,6 +218,12 @@ def _matmul(walk: Walk, node: Node, sources: list[Value]) -> Value:
             axis = value.axes[place]
             axes[place] = attrs.evolve(axis, tail=_product([axis.tail, other.kind]))
     return made(node, batch, axes, kinds.mixed([a.kind, b.kind]))
+
+
+def _vanishes(tails: Sequence[Kind]) -> bool:
+    """Whether a sum of products over steps is the same without the steps that are left out."""
+    others = [tail for tail in tails if tail is not SHARE]
+    return all(map(is_plain, others)) and (0.0 in others or len(others) == 1)
 
 
 def _product(tails: Sequence[Kind]) -> Kind:
@@ -226,17 +238,19 @@ def _linear(walk: Walk, node: Node, sources: list[Value]) -> Value:
     for value in inputs:
         axis = value.axes.get(last)
         # Each step has weights of its own: those of steps that are 0 are left out, see ``bind``.
-        if axis is not None and not (walk.is_gone(axis.tail) and not arg.grouped):
-            raise NeedsAll(axis.stretches, node, "has weights for each step, masked or not")
+        if axis is not None:
+            gone = walk.mode_of(axis.steps) is Mode.ALIVE or axis.tail == 0.0
+            if arg.grouped or not gone:
+                raise NeedsAll(axis.stretches, node, "has weights for each step, masked or not")
         group = value.axes.get(last - 1) if arg.grouped else None
         if group is not None:
             raise NeedsAll(group.stretches, node, "has weights for each step")
-    nodes, found = met(node, inputs, range(1, last))
+    nodes, found = met(walk, node, inputs, range(1, last))
     bounded = arg.activation in (Op.SIGMOID, Op.TANH)
-    axes = {
-        place: attrs.evolve(axis, tail=PLAIN if bounded else kinds.mixed(tails))
-        for place, (axis, tails) in found.items()
-    }
+    axes = {}
+    for place, (axis, tails) in found.items():
+        free = bounded and walk.mode_of(axis.steps) is not Mode.EMPTY
+        axes[place] = attrs.evolve(axis, tail=PLAIN if free else kinds.mixed(tails))
     kind = PLAIN if bounded else kinds.mixed([each.kind for each in inputs])
     return made(node, [*nodes, *nodes_of(constants)], axes, kind)
 

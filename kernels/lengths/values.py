@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
@@ -61,7 +62,33 @@ class Value:
         return frozenset().union(*(axis.stretches for axis in self.axes.values()))
 
 
-def cut(value: Value, place: int, steps: Steps) -> tuple[Node, Kind]:
+class Mode(enum.Enum):
+    """Which elements of an axis a walk is about: its tails are of these."""
+
+    DEAD = "dead"  # past the batch's length
+    ALIVE = "alive"  # of a step that counts
+    EMPTY = "empty"  # all, of a row in which no step counts and each is like the others
+
+
+@attrs.define
+class Walk:
+    """What rules ask and tell beside the values.
+
+    Attributes:
+        mode: Of axes of ``most`` steps, or of all if that is None; others are DEAD.
+        needs_step: See ``Proof``.
+    """
+
+    mode: Mode
+    most: int | None = None
+    needs_step: set[int] = attrs.field(factory=set)
+
+    def mode_of(self, steps: Steps) -> Mode:
+        """Return the mode of an axis."""
+        return self.mode if self.most in (None, steps.most) else Mode.DEAD
+
+
+def cut(walk: Walk, value: Value, place: int, steps: Steps) -> tuple[Node, Kind]:
     """Return a value that meets an axis of steps, cut to it, and the kind of its tail."""
     node, axis = value.node, value.axes.get(place)
     if axis is not None:
@@ -72,11 +99,12 @@ def cut(value: Value, place: int, steps: Steps) -> tuple[Node, Kind]:
     if node.op is Op.EXPAND and node.sources[0].shape[place] == 1:
         return attrs.evolve(node, shape=shape), value.kind
     part = Node(Op.SLICE, (node,), shape, node.dtype, Slice(place, 0, steps), node.name)
-    return part, value.kind
+    alike = walk.mode_of(steps) is not Mode.EMPTY or isinstance(value.kind, float)
+    return part, value.kind if alike else ANY
 
 
 def met(
-    node: Node, sources: Sequence[Value], places: Iterable[int]
+    walk: Walk, node: Node, sources: Sequence[Value], places: Iterable[int]
 ) -> tuple[list[Node], dict[int, tuple[Axis, list[Kind]]]]:
     """Bring sources of one rank together on axes of steps.
 
@@ -97,7 +125,7 @@ def met(
         tails: list[Kind] = []
         for index, source in enumerate(sources):
             current = attrs.evolve(source, node=nodes[index])
-            nodes[index], tail = cut(current, place, axes[0].steps)
+            nodes[index], tail = cut(walk, current, place, axes[0].steps)
             tails.append(tail)
         found[place] = Axis(axes[0].steps, ANY, blamed), tails
     return nodes, found

@@ -15,11 +15,13 @@ import attrs
 from kernels.ir.node import Graph, Node, Op, Slice, Steps
 from kernels.lengths.columns import Stretch
 from kernels.lengths.kinds import PLAIN, Kind
-from kernels.lengths.rules import RULES, Walk, kind_of
+from kernels.lengths.rules import RULES, kind_of
 from kernels.lengths.values import (
     Axis,
+    Mode,
     NeedsAll,
     Value,
+    Walk,
     kind_of_array,
     nodes_of,
     stretches_of,
@@ -41,24 +43,33 @@ class Proof:
     needs_step: frozenset[int]
 
 
-def prove(graph: Graph, tails: Mapping[Stretch, Kind], *, alive: bool = False) -> Proof:
+def prove(
+    graph: Graph,
+    tails: Mapping[Stretch, Kind],
+    mode: Mode = Mode.DEAD,
+    most: int | None = None,
+) -> Proof:
     """Go through a graph.
 
     Args:
         graph: In normal form.
         tails: The stretches to shorten, which no other value of an input overlaps, and the kind
-            of their elements past the length.
-        alive: Whether the kinds are those of a step that counts instead: then it is proven only
-            that such a step's scores are plain wherever masked ones are normalised.
+            of their elements past the length, or of those that ``mode`` says.
+        mode: DEAD proves that the graph is the same without the steps past the length of a batch
+            all of whose rows have steps that count, where ``needs_step`` says so. ALIVE proves that
+            one step that counts is enough: its scores are plain wherever masked ones are
+            normalised. EMPTY proves what DEAD does of rows that have no step, but of which each
+            step is like the others: normalised to an n-th each, they come to the same whatever n.
+        most: The steps of the sequences that this is about; of others, it is DEAD.
 
     Raises:
         NeedsAll: Not all of them can be.
     """
-    walk = Walk(alive)
+    walk = Walk(mode, most)
     values: dict[Node, Value] = {}
     for node in graph.nodes():
         sources = [values[source] for source in node.sources]
-        values[node] = _leaf(node, sources, tails) or _result(walk, node, sources)
+        values[node] = _leaf(walk, node, sources, tails) or _result(walk, node, sources)
     output = values[graph.output]
     if output.axes:
         raise NeedsAll(output.stretches, graph.output, "is an output")
@@ -69,7 +80,9 @@ def prove(graph: Graph, tails: Mapping[Stretch, Kind], *, alive: bool = False) -
     return Proof(made, frozenset(walk.needs_step))
 
 
-def _leaf(node: Node, sources: list[Value], tails: Mapping[Stretch, Kind]) -> Value | None:
+def _leaf(
+    walk: Walk, node: Node, sources: list[Value], tails: Mapping[Stretch, Kind]
+) -> Value | None:
     """Return a constant, an input, or a stretch of one that is to be shortened."""
     if node.op is Op.CONST:
         return Value(node, kind_of_array(node))
@@ -85,7 +98,9 @@ def _leaf(node: Node, sources: list[Value], tails: Mapping[Stretch, Kind]) -> Va
             steps = Steps(stretch.most, stretch.each)
             assert node.lead is not None
             made = with_shape(node, nodes_of(sources), (node.lead, steps))
-            return Value(made, PLAIN, {1: Axis(steps, tail, frozenset({stretch}))})
+            every = walk.mode_of(steps) is Mode.EMPTY
+            axis = Axis(steps, tail, frozenset({stretch}))
+            return Value(made, tail if every else PLAIN, {1: axis})
     return Value(node, PLAIN) if node.op is Op.INPUT else None
 
 

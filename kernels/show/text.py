@@ -61,7 +61,8 @@ def sequence_lines(found: Found) -> Iterator[str]:
             else:
                 yield f"mask      {_stretch(stretch)}: {mark.dead:g} past the last step"
         for most in sorted(shortened.needs_step):
-            yield f"note      without any step that counts, all {most} are needed: a softmax"
+            unless = ", unless they are alike, as padding is" if most in shortened.alike else ""
+            yield f"note      of a row without any step that counts, all {most} are needed{unless}"
     for stretch, why in sorted(found.whole.items()):
         yield f"whole     {_stretch(stretch)}: {why}"
 

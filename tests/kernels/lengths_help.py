@@ -224,7 +224,14 @@ def graph_of(
     return Graph("sequences", inputs, dense(x, 2))
 
 
-def ragged(graph: Graph, shortened: Shortened, lengths: Mapping[str, Any], seed: int) -> Sample:
+def ragged(
+    graph: Graph,
+    shortened: Shortened,
+    lengths: Mapping[str, Any],
+    seed: int,
+    *,
+    alike: bool = False,
+) -> Sample:
     """Draw a batch whose rows, or requests, have sequences of so many steps.
 
     Args:
@@ -232,12 +239,19 @@ def ragged(graph: Graph, shortened: Shortened, lengths: Mapping[str, Any], seed:
         shortened: Its marks.
         lengths: By side, int ``[n]``; a sequence that has fewer steps has all of them.
         seed: For all else; past a sequence's length are numbers like any other.
+        alike: Whether all steps of a sequence without any are alike, as padding is.
     """
     random = np.random.default_rng(seed)
     inputs = {}
     for name, node in graph.inputs.items():
         n = len(lengths[name])
         block = random.normal(0, 1, (n, node.width)).astype(np.float16).astype(np.float32)
+        empty = np.flatnonzero(np.asarray(lengths[name]) == (0 if alike else -1))
+        for part in shortened.of(name):
+            for row in empty:
+                block[row, part.start : part.stop] = np.tile(
+                    block[row, part.start : part.start + part.each], part.most
+                )
         for mark in shortened.marks:
             part = mark.stretch
             if part.input == name:
@@ -263,6 +277,10 @@ def length_of(sample: Sample, shortened: Shortened) -> int:
     """Return the least length of a bucket that holds a batch."""
     found = [1]
     for name, block in sample.inputs.items():
-        lengths = shortened.lengths(name, block)
+
+        def are_alike(most: int, rows: Any, name: str = name, block: Any = block) -> Any:  # noqa: ANN401
+            return shortened.are_alike(name, block[rows], most)
+
+        lengths = shortened.lengths(name, block, are_alike=are_alike)
         found += [] if lengths is None else lengths.tolist()
     return max(found)

@@ -90,6 +90,26 @@ def test_a_masked_sequence_may_be_shorter(name: str, user: bool, padding: bool) 
             assert_equal(graph, sample, found, length)
 
 
+@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("user", [False, True], ids=["row", "user"])
+def test_an_empty_sequence_may_be_short_where_its_padding_is_alike(name: str, user: bool) -> None:
+    graph = graph_of(SHORT[name], user=user)
+    found, shortened = found_in(graph)
+    # Positions differ, whatever the padding.
+    can_be = name != "with_positions"
+    assert shortened.alike == (shortened.needs_step if can_be else set())
+    lengths = [0, 2, 0, 3]
+    sizes = {"candidate": [0] * 9, "user": lengths} if user else {"candidate": lengths}
+    sample = ragged(graph, shortened, sizes, 4, alike=True)
+    assert length_of(sample, shortened) == (3 if can_be else STEPS)
+    for length in {length_of(sample, shortened), 7, STEPS}:
+        if can_be:
+            assert_equal(graph, sample, found, length)
+    side = "user" if user else "candidate"
+    sample.inputs[side][2, 3 * D] += 1  # one step that is not
+    assert length_of(sample, shortened) == (STEPS if shortened.needs_step else 3)
+
+
 @given(
     name=st.sampled_from(sorted(SHORT)),
     other=st.sampled_from(sorted(SHORT)),
@@ -98,6 +118,7 @@ def test_a_masked_sequence_may_be_shorter(name: str, user: bool, padding: bool) 
     steps=st.sampled_from([(STEPS,), (12, 12), (6, 15)]),
     lengths=st.lists(st.integers(0, STEPS), min_size=1, max_size=6),
     extra=st.integers(0, STEPS),
+    alike=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_ragged_batches_score_as_whole_ones(
@@ -108,13 +129,14 @@ def test_ragged_batches_score_as_whole_ones(
     steps: tuple[int, ...],
     lengths: list[int],
     extra: int,
+    alike: bool,
     seed: int,
 ) -> None:
     graph = graph_of(SHORT[name], SHORT[other], user=user, padding=padding, steps=steps)
     found, shortened = found_in(graph)
     assert shortened.most == max(steps)
     sizes = {"candidate": [0] * 7, "user": lengths} if user else {"candidate": lengths}
-    sample = ragged(graph, shortened, sizes, seed)
+    sample = ragged(graph, shortened, sizes, seed, alike=alike)
     least = length_of(sample, shortened)
     assert_equal(graph, sample, found, min(least + extra, shortened.most))
 
