@@ -7,6 +7,6 @@ memory), ``placement/`` (where tables lie), ``shards.py`` and ``lookup.py`` (ids
 ``ir/`` (the compiler's graph and its oracle), ``passes/`` (graphs that mean the same and do less),
 ``lengths/`` (which sequences may be shorter in a bucket), ``program.py`` (what the compiler
 makes), ``compiler.py`` and ``plan/`` (phases, tiles, steps), ``wide/`` and ``sequences/`` (kernels
-of their own), ``fp8.py`` (their smallest floats), ``cuda/`` (the device code), ``nvrtc/`` (text to cubins, the cache), ``gpu/`` (lanes,
-buckets, the executor), ``show/`` and ``bench/``.
+of their own), ``fp8.py`` (their smallest floats), ``cuda/`` (the device code), ``nvrtc/`` (text to
+cubins, the cache), ``gpu/`` (lanes, buckets, the executor), ``show/`` and ``bench/``.
 """
