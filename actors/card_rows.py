@@ -9,6 +9,7 @@ go with the launch to its lane's spare rows, and get ids there when it is staged
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import attrs
 import numpy as np
@@ -31,6 +32,10 @@ I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
 
 
+# Rows that a card stores as they are sent: by how they are stored, numbers' dtype.
+_ALIKE: Final[Mapping[RowType, str]] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
 @attrs.frozen(eq=False)
 class CardTables:
     """Cached tables as a card has them.
@@ -39,6 +44,7 @@ class CardTables:
         names: In the order of the fetched tables.
         offsets: int64 ``[n_tables]``, where each table begins, in bytes.
         row_bytes: int64 ``[n_tables]``, of a row on the card.
+        row_sizes: What different numbers these are.
         wire_bytes: int64 ``[n_tables]``, of a row as shards send it.
         capacities: Slots of each.
     """
@@ -47,6 +53,7 @@ class CardTables:
     names: tuple[str, ...]
     offsets: I64
     row_bytes: I64
+    row_sizes: tuple[int, ...]
     wire_bytes: I64
     capacities: tuple[int, ...]
     _kinds: tuple[StoredTable, ...]
@@ -60,11 +67,13 @@ class CardTables:
         kinds: dict[tuple[RowType, int], int] = {}
         kind_of = [kinds.setdefault((each.dtype, each.table.dim), len(kinds)) for each in fetched]
         mine = [placed[each.table.name] for each in fetched]
+        row_bytes = [each.dim * device.precision.item_bytes for each in mine]
         return cls(
             device=device,
             names=tuple(each.name for each in mine),
             offsets=np.array([each.offset for each in mine], np.int64),
-            row_bytes=np.array([each.dim * device.precision.item_bytes for each in mine], np.int64),
+            row_bytes=np.array(row_bytes, np.int64),
+            row_sizes=tuple(sorted(set(row_bytes))),
             wire_bytes=np.array([each.table.row_bytes for each in fetched], np.int64),
             capacities=tuple(each.capacity or 0 for each in mine),
             kinds=tuple(StoredTable.of_rows(*kind) for kind in kinds),
@@ -84,8 +93,10 @@ class CardTables:
         out = np.empty(int(self.row_bytes[tables].sum()), np.uint8)
         sizes, to_sizes = self.wire_bytes[tables], self.row_bytes[tables]
         at, to = np.cumsum(sizes) - sizes, np.cumsum(to_sizes) - to_sizes
-        for number in np.unique(kinds).tolist():
+        for number in range(len(self._kinds)):
             chosen = np.flatnonzero(kinds == number)
+            if not len(chosen):
+                continue
             size, to_size = sizes[chosen], to_sizes[chosen]
             mine = np.empty(int(size.sum()), np.uint8)
             copy_rows(mine, np.cumsum(size) - size, rows, at[chosen], size)
@@ -95,6 +106,8 @@ class CardTables:
 
     def _stored(self, kind: int, rows: U8) -> U8:
         table = self._kinds[kind]
+        if _ALIKE.get(table.header.dtype) == self.device.precision.storage:
+            return rows
         table.refill(rows.reshape(-1, table.header.row_bytes))
         floats = table.fetch(np.arange(len(rows) // table.header.row_bytes))
         return np.ascontiguousarray(self.device.stored(floats)).reshape(-1).view(np.uint8)
@@ -256,9 +269,11 @@ class CardLayout:
         tables = found.lease.tables[chosen]
         sizes = of.row_bytes[tables]
         to = np.empty(len(chosen), np.int64)
-        for size in np.unique(sizes).tolist():
+        for size in of.row_sizes:
             mine = sizes == size
             n = int(np.count_nonzero(mine))
+            if not n:
+                continue
             # A table begins at a multiple of its rows' bytes, so that its ids reach multiples.
             first = -(-(spare.at + spare.n_bytes) // size) * size - spare.at
             to[mine] = first + size * np.arange(n)

@@ -182,6 +182,7 @@ static int64_t begin(hot *h, const int64_t *keys, int64_t n, uint64_t *hashes, i
         }
         __builtin_prefetch(h->entries + slot);
         __builtin_prefetch(h->uses + slot, 1);
+        if (h->pins) __builtin_prefetch(h->pins + slot, 1);
         const uint8_t *row = h->rows + slot * h->row_bytes;
         if (with_rows)
             for (int k = 0; k < PREFETCHED && 64 * k < h->row_bytes; k++)
@@ -361,17 +362,22 @@ int64_t tb_hot_lease_all(hot **tables, int64_t n_tables, const int64_t *keys, co
 int64_t tb_hot_place_all(hot **tables, int64_t n_tables, const int64_t *keys, const int64_t *splits,
                          const uint8_t *kept, double read_at, int64_t *places, int32_t *slots,
                          int64_t *counts) {
-    int64_t n = 0;
+    uint64_t hashes[CHUNK];
+    int64_t guessed[CHUNK], n = 0;
     for (int64_t t = 0; t < n_tables; t++) {
         int64_t before = n;
         hot *h = tables[t];
-        for (int64_t i = splits[t]; i < splits[t + 1]; i++) {
-            int64_t slot = kept[i] ? admit(h, keys[i], hash_of(h, keys[i]), read_at) : -1;
-            if (slot < 0) continue;
-            h->entries[slot].read_at = COMING;
-            h->pins[slot] = 1;
-            places[n] = i;
-            slots[n++] = (int32_t)slot;
+        for (int64_t first = splits[t], m; first < splits[t + 1]; first += m) {
+            m = begin(h, keys + first, splits[t + 1] - first, hashes, guessed, 0);
+            for (int64_t i = 0; i < m; i++) {
+                if (!kept[first + i]) continue;
+                int64_t slot = admit(h, keys[first + i], hashes[i], read_at);
+                if (slot < 0) continue;
+                h->entries[slot].read_at = COMING;
+                h->pins[slot] = 1;
+                places[n] = first + i;
+                slots[n++] = (int32_t)slot;
+            }
         }
         counts[t] = n - before;
     }

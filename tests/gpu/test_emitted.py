@@ -16,9 +16,10 @@ import pytest
 from numpy.typing import NDArray
 
 from kernels import _cuda
+from kernels.arenas import HotPlan
 from kernels.bench.models import MODELS
 from kernels.compiler import Options, compile_graph
-from kernels.device_tables import ALL, DeviceTables
+from kernels.device_tables import DeviceTables
 from kernels.fp8 import Fp8, Scales
 from kernels.gpu.device import Context, Device
 from kernels.gpu.loaded import LoadedProgram
@@ -201,13 +202,16 @@ def test_what_an_earlier_batch_left_does_not_matter(name: str, card: Card) -> No
 @pytest.mark.parametrize("precision", list(Precision))
 @pytest.mark.parametrize("kind", ["in place", "tensor cores", "wide"])
 @pytest.mark.parametrize("rows", [21, 300])
+@pytest.mark.parametrize("hot", [(), ("wide", "eight", "three")], ids=["whole", "hot"])
 def test_small_bags_are_gathered_from_tables_on_the_card(
-    kind: str, rows: int, precision: Precision, card: Card
+    kind: str, rows: int, precision: Precision, hot: tuple[str, ...], card: Card
 ) -> None:
     if kind == "wide" and precision is Precision.FP32:
         pytest.skip("no launches of their own for Linears of floats")
     made = gather_help.manifest()
-    placed = DeviceTables.of(made, ALL, precision)
+    plan = HotPlan(max_bytes=dict.fromkeys(hot, 1100), max_rows=300, max_requests=5, n_lanes=2)
+    whole = [table.name for table in made.tables if table.name not in hot]
+    placed = DeviceTables.of(made, whole, precision, plan if hot else None)
     graph = gather_help.dense(made, kind)
     options = Options(precision=precision)
     case = gather_help.gathered(

@@ -293,7 +293,8 @@ Result cuTensorMapEncodeTiled(u64* map, int type, unsigned rank, Any address, co
                               int interleave, int swizzle, int promotion, int outside) {
   if ((u64)map % 64 || rank != 2 || (u64)address % 16 || strides[0] % 16) return INVALID_VALUE;
   const u64 swizzle_bytes = swizzle ? 16 << swizzle : 0;  // as wgmma_shim.h reads a map
-  u64 all[] = {(u64)address, sizes[1], sizes[0], strides[0], box[1], box[0], swizzle_bytes, type};
+  const u64 item = type ? 2 : 1;                          // halves, or bytes
+  u64 all[] = {(u64)address, sizes[1], sizes[0], strides[0], box[1], box[0], swizzle_bytes, item};
   memcpy(map, all, sizeof all);
   return OK;
 }
