@@ -34,20 +34,30 @@ class Steps(int):
     Attributes:
         most: How many steps there are.
         each: Elements of a step, where they lie in the same dimension, step by step.
+        last: Whether a shorter one has the last steps, and not the first.
     """
 
     most: int
     each: int
+    last: bool
 
-    def __new__(cls, most: int, each: int = 1) -> Steps:
+    def __new__(cls, most: int, each: int = 1, *, last: bool = False) -> Steps:
         """Make the dimension, of ``most * each`` elements."""
         made = super().__new__(cls, most * each)
-        made.most, made.each = most, each
+        made.most, made.each, made.last = most, each, last
         return made
+
+    def with_each(self, each: int) -> Steps:
+        """Return the dimension of the same steps, of so many elements each."""
+        return Steps(self.most, each, last=self.last)
 
     def at(self, length: int) -> int:
         """Return its size in a bucket of a length."""
         return min(self.most, length) * self.each
+
+    def start(self, length: int) -> int:
+        """Return the first of its elements that a bucket of a length has."""
+        return self - self.at(length) if self.last else 0
 
     def __str__(self) -> str:
         steps = f"steps<={self.most}"

@@ -74,7 +74,8 @@ class _Bound:
             assert isinstance(size, int)
             arg = attrs.evolve(arg, start=start, stop=start + size * arg.step)
         elif isinstance(arg, Slice) and isinstance(arg.stop, Steps):
-            arg = attrs.evolve(arg, stop=self.size(arg.stop))
+            start = arg.stop.start(self.length)
+            arg = attrs.evolve(arg, start=start, stop=start + self.size(arg.stop))
         elif isinstance(arg, Linear) and any(
             isinstance(source.shape[-1], Steps) for source in node.sources[: arg.n_inputs]
         ):
@@ -87,6 +88,7 @@ class _Bound:
         for source in node.sources[: arg.n_inputs]:
             depth = source.shape[-1]
             assert isinstance(depth, int)
-            kept.append(np.arange(at, at + self.size(depth)))
+            start = at + (depth.start(self.length) if isinstance(depth, Steps) else 0)
+            kept.append(np.arange(start, start + self.size(depth)))
             at += depth
         return const(weight.array[np.concatenate(kept)], weight.name)

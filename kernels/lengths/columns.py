@@ -22,12 +22,18 @@ _DEAD: Final = (0.0, 1.0)
 
 @attrs.frozen(order=True)
 class Stretch:
-    """Columns of an input that are the steps of a sequence: ``most`` of ``each``, step by step."""
+    """Columns of an input that are the steps of a sequence: ``most`` of ``each``, step by step.
+
+    Attributes:
+        last: Whether its last steps stay where it is shorter, as of lists that are padded on the
+            left, and not its first.
+    """
 
     input: str
     start: int
     most: int
     each: int
+    last: bool = False
 
     @property
     def stop(self) -> int:
@@ -37,7 +43,7 @@ class Stretch:
 
 @attrs.frozen
 class Mark:
-    """A mask, one column a step.
+    """A mask, one column a step: a sequence is as long as reaches past its furthest step.
 
     Attributes:
         dead: The number, 0 or 1, that masks a step out; the other one makes it count.
@@ -85,8 +91,13 @@ class Shortened:
         """Return the columns of a whole block that are left at a length: from, to (exclusive)."""
         found, at = [], 0
         for stretch in self.of(side):
-            found.append((at, stretch.start + min(stretch.most, length) * stretch.each))
-            at = stretch.stop
+            n_kept = min(stretch.most, length) * stretch.each
+            if stretch.last:
+                found.append((at, stretch.start))
+                at = stretch.stop - n_kept
+            else:
+                found.append((at, stretch.start + n_kept))
+                at = stretch.stop
         found.append((at, width))
         return [(start, stop) for start, stop in found if start < stop]
 
@@ -159,7 +170,7 @@ class _Test:
     """A mark as ``Shortened.lengths`` reads it: in 7 us for one request, 12 us for 32.
 
     Attributes:
-        places: int64 ``[most]``: 1, 2, ...
+        places: int64 ``[most]``: the least length that has each step: 1, 2, ..., or from the last.
     """
 
     start: int
@@ -171,4 +182,7 @@ class _Test:
     @classmethod
     def of(cls, mark: Mark) -> _Test:
         part = mark.stretch
-        return cls(part.start, part.stop, mark.dead, part.most, np.arange(1, part.most + 1))
+        places = np.arange(1, part.most + 1)
+        return cls(
+            part.start, part.stop, mark.dead, part.most, places[::-1] if part.last else places
+        )

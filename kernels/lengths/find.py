@@ -37,10 +37,17 @@ class Found:
     whole: Mapping[Stretch, str] = attrs.field(factory=dict)
 
 
-def find_sequences(graph: Graph) -> Found:
-    """Find the sequences of a dense graph that may be shorter than they are."""
+def find_sequences(graph: Graph, padded_left: Collection[tuple[str, int]] = ()) -> Found:
+    """Find the sequences of a dense graph that may be shorter than they are.
+
+    Args:
+        graph: As imported.
+        padded_left: Inputs and columns of them where lists begin that are padded on the left: of
+            sequences of as many steps the last stay where they are shorter. It is a matter of what
+            batches are like: where it is wrong, these are seldom short.
+    """
     simple = simplify(graph)
-    candidates = _candidates(simple)
+    candidates = _directed(_candidates(simple), padded_left)
     rows = [each for each in candidates if each.each > 1]
     masks = [
         each for each in candidates if each.each == 1 and any(r.most == each.most for r in rows)
@@ -173,6 +180,15 @@ def _candidates(graph: Graph) -> list[Stretch]:
             if most is not None:
                 found.append(Stretch(name, start, most, (stop - start) // most))
     return found
+
+
+def _directed(candidates: list[Stretch], padded_left: Collection[tuple[str, int]]) -> list[Stretch]:
+    """Let sequences keep their last steps where all of so many steps are padded on the left."""
+    sides: defaultdict[int, set[bool]] = defaultdict(set)
+    for each in candidates:
+        if each.each > 1:
+            sides[each.most].add((each.input, each.start) in padded_left)
+    return [attrs.evolve(each, last=sides[each.most] == {True}) for each in candidates]
 
 
 def _is_part(node: Node) -> bool:

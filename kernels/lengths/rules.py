@@ -10,7 +10,7 @@ import attrs
 
 from kernels.ir.build import make
 from kernels.ir.build import scalar as scalar_like
-from kernels.ir.node import Linear, Node, Op, Slice, Steps, Take, TopK
+from kernels.ir.node import Linear, Node, Op, Slice, Take, TopK
 from kernels.ir.rules import ELEMENTWISE, REDUCTIONS
 from kernels.lengths import kinds
 from kernels.lengths.kinds import ANY, PLAIN, SHARE, Kind, is_alike, is_low, is_plain
@@ -71,8 +71,7 @@ def _reshape(walk: Walk, node: Node, sources: list[Value]) -> Value:
         rest = math.prod(new[at] for at in pair[1] if at > target)
         if unit % rest or new[target] != axis.steps.most * (unit // rest):
             raise NeedsAll(blamed, node, "cuts steps apart")
-        steps = Steps(axis.steps.most, unit // rest)
-        axes[target + 1] = attrs.evolve(axis, steps=steps)
+        axes[target + 1] = attrs.evolve(axis, steps=axis.steps.with_each(unit // rest))
     return made(node, [source.node], axes, source.kind)
 
 

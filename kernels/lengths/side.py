@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
 
 import attrs
@@ -54,6 +55,26 @@ def _parts(lookup: Lookup, kept: list[tuple[int, int]]) -> Iterator[Lookup]:
                 first_weight=None if lookup.first_weight is None else lookup.first_weight + first,
                 width=high - low,
             )
+
+
+def padded_left(manifest: Manifest, spec_text: str) -> frozenset[tuple[str, int]]:
+    """Return where lists begin that are padded on the left: inputs and columns of their blocks.
+
+    Args:
+        manifest: The bundle's.
+        spec_text: Of its feature spec; no more of that is read, vocabularies least of all.
+    """
+    features = tomllib.loads(spec_text).get("features", {})
+    left = {name for name, section in features.items() if section.get("pad_side") == "left"}
+    found: set[tuple[str, int]] = set()
+    names: tuple[SideName, ...] = ("user", "candidate")
+    for name in names:
+        side = manifest.side(name)
+        for lookup in side.lookups:
+            source = side.ids[lookup.first_id]
+            if lookup.pooling == "none" and not source.program and source.feature in left:
+                found.add((name, lookup.offset))
+    return frozenset(found)
 
 
 def shorten_tables(

@@ -95,7 +95,7 @@ def _leaf(
         return None
     for stretch, tail in tails.items():
         if (stretch.input, stretch.start, stretch.stop) == place:
-            steps = Steps(stretch.most, stretch.each)
+            steps = Steps(stretch.most, stretch.each, last=stretch.last)
             assert node.lead is not None
             made = with_shape(node, nodes_of(sources), (node.lead, steps))
             every = walk.mode_of(steps) is Mode.EMPTY

@@ -21,6 +21,7 @@ from kernels.ir.onnx_import import import_dense
 from kernels.ir.reference import flops
 from kernels.lengths.bind import bind
 from kernels.lengths.find import find_sequences
+from kernels.lengths.side import padded_left
 from kernels.nvrtc import Cache, Cubin, default_folder, unit_of
 from kernels.passes import optimise
 from kernels.program import TARGETS, Bucket, Precision, Source
@@ -107,7 +108,10 @@ def _rate(text: str) -> float:
 
 def _show(options: argparse.Namespace) -> None:
     bundle = load_bundle(options.bundle)
-    found = find_sequences(_imported(bundle.dense_model(), bundle.manifest.model))
+    found = find_sequences(
+        _imported(bundle.dense_model(), bundle.manifest.model),
+        padded_left(bundle.manifest, bundle.spec_text),
+    )
     graph, length = found.graph, options.length
     if length and found.shortened is None:
         raise GraphError(f"{graph.model}: has no sequences that may be shorter")

@@ -56,10 +56,11 @@ def sequence_lines(found: Found) -> Iterator[str]:
         marks = {mark.stretch: mark for mark in shortened.marks}
         for stretch in shortened.stretches:
             mark = marks.get(stretch)
+            kept = "the last of them" if stretch.last else "the first of them"
             if mark is None:
-                yield f"sequence  {_stretch(stretch)}, as short as a bucket's length"
+                yield f"sequence  {_stretch(stretch)}: {kept}, as many as a bucket's length"
             else:
-                yield f"mask      {_stretch(stretch)}: {mark.dead:g} past the last step"
+                yield f"mask      {_stretch(stretch)}: {mark.dead:g} where there is no step"
         for most in sorted(shortened.needs_step):
             unless = ", unless they are alike, as padding is" if most in shortened.alike else ""
             yield f"note      of a row without any step that counts, all {most} are needed{unless}"

@@ -256,6 +256,7 @@ def ragged(
             part = mark.stretch
             if part.input == name:
                 alive = np.arange(part.most) < np.asarray(lengths[name])[:, None]
+                alive = alive[:, ::-1] if part.last else alive
                 block[:, part.start : part.stop] = np.where(alive, 1 - mark.dead, mark.dead)
         inputs[name] = block
     n_requests = len(lengths.get("user", [0]))

@@ -48,8 +48,9 @@ from tests.kernels.shim_program import run_program
 needs_shim = pytest.mark.skipif(shim.available() is not None, reason=str(shim.available()))
 
 
-def found_in(graph: Graph) -> tuple[Found, Shortened]:
-    found = find_sequences(graph)
+def found_in(graph: Graph, *, left: bool = False) -> tuple[Found, Shortened]:
+    """Find a graph's sequences; ``left``: the first is padded on the left."""
+    found = find_sequences(graph, {(name, 0) for name in graph.inputs} if left else ())
     assert found.shortened is not None, found.whole
     check(found.graph)
     return found, found.shortened
@@ -92,6 +93,23 @@ def test_a_masked_sequence_may_be_shorter(name: str, user: bool, padding: bool) 
 
 @pytest.mark.parametrize("name", SHORT)
 @pytest.mark.parametrize("user", [False, True], ids=["row", "user"])
+def test_what_is_padded_on_the_left_keeps_its_last_steps(name: str, user: bool) -> None:
+    graph = graph_of(SHORT[name], user=user)
+    found, shortened = found_in(graph, left=True)
+    assert all(each.last for each in shortened.stretches)
+    lengths = [3, 1, 5, 2]
+    sizes = {"candidate": [0] * 9, "user": lengths} if user else {"candidate": lengths}
+    sample = ragged(graph, shortened, sizes, 4)
+    assert length_of(sample, shortened) == 5
+    for length in (5, 6, STEPS):
+        assert_equal(graph, sample, found, length)
+    # The others keep their first steps, and find these full.
+    _, other = found_in(graph)
+    assert length_of(sample, other) == STEPS
+
+
+@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("user", [False, True], ids=["row", "user"])
 def test_an_empty_sequence_may_be_short_where_its_padding_is_alike(name: str, user: bool) -> None:
     graph = graph_of(SHORT[name], user=user)
     found, shortened = found_in(graph)
@@ -119,6 +137,7 @@ def test_an_empty_sequence_may_be_short_where_its_padding_is_alike(name: str, us
     lengths=st.lists(st.integers(0, STEPS), min_size=1, max_size=6),
     extra=st.integers(0, STEPS),
     alike=st.booleans(),
+    left=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_ragged_batches_score_as_whole_ones(
@@ -130,10 +149,12 @@ def test_ragged_batches_score_as_whole_ones(
     lengths: list[int],
     extra: int,
     alike: bool,
+    left: bool,
     seed: int,
 ) -> None:
     graph = graph_of(SHORT[name], SHORT[other], user=user, padding=padding, steps=steps)
-    found, shortened = found_in(graph)
+    found, shortened = found_in(graph, left=left)
+    assert {each.last for each in shortened.stretches} <= {False, left}
     assert shortened.most == max(steps)
     sizes = {"candidate": [0] * 7, "user": lengths} if user else {"candidate": lengths}
     sample = ragged(graph, shortened, sizes, seed, alike=alike)

@@ -76,8 +76,8 @@ def test_sequences_are_listed_with_what_makes_them_short(
     assert show(history, "--no-compile", "--length", 2) == 0
     printed = capsys.readouterr().out
     assert "512 rows of 256 requests, 2 steps; user [0], candidate [42]" in printed
-    assert re.search(r"sequence  candidate\[\d+:\d+\], 6 steps of 8", printed)
-    assert re.search(r"mask      candidate\[\d+:\d+\], 6 steps of 1: 1 past the last", printed)
+    assert re.search(r"sequence  candidate\[\d+:\d+\], 6 steps of 8: the first of them", printed)
+    assert re.search(r"mask      candidate\[\d+:\d+\], 6 steps of 1: 1 where there is no", printed)
     assert "without any step that counts, all 6 are needed, unless they are alike" in printed
     assert show(history, "--no-compile") == 0
     assert "512 rows of 256 requests, 6 steps; user [0], candidate [78]" in capsys.readouterr().out

@@ -97,6 +97,8 @@ def _batch(subject: Subject, n_rows: int, length: int) -> dict[str, np.ndarray]:
     for mark in sequences.marks:
         part = mark.stretch
         alive = np.arange(part.most) < length
+        if part.last:
+            alive = alive[::-1]
         mask = np.where(alive, 1 - mark.dead, mark.dead)
         blocks[part.input][:, part.start : part.stop] = mask
     return blocks

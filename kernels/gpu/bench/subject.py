@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from pathlib import Path
 
 import attrs
@@ -19,6 +20,7 @@ from kernels.gpu.model import cost_of
 from kernels.ir.node import Graph
 from kernels.ir.onnx_import import import_dense
 from kernels.lengths.find import Found, find_sequences
+from kernels.lengths.side import padded_left
 
 _SEED = 1
 
@@ -66,10 +68,14 @@ class Subject:
         )
 
 
-def subject_of(graph: Graph, options: Options | None = None) -> Subject:
-    """Return a graph as a subject."""
+def subject_of(
+    graph: Graph,
+    options: Options | None = None,
+    left: Collection[tuple[str, int]] = (),
+) -> Subject:
+    """Return a graph as a subject; ``left`` is where lists begin that are padded on the left."""
     options = options or Options()
-    found = find_sequences(graph)
+    found = find_sequences(graph, left)
     # Every way to keep lanes apart runs the same programs: planned once, they open faster.
     planned = functools.cache(functools.partial(compile_graph, found.graph, options=options))
     return Subject(
@@ -85,7 +91,8 @@ def open_subject(bundle: Path | None, model: str | None, options: Options | None
     """
     if bundle is not None:
         held = load_bundle(bundle)
-        return subject_of(import_dense(held.dense_model(), held.manifest.model), options)
+        graph = import_dense(held.dense_model(), held.manifest.model)
+        return subject_of(graph, options, padded_left(held.manifest, held.spec_text))
     if model is None or model not in MODELS:
         raise KernelsError(f"no model {model!r}; there are {', '.join(MODELS)}")
     chosen = MODELS[model]
