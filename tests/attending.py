@@ -29,6 +29,7 @@ kind = "sequence"
 encode = "identity"
 size = {N_ITEMS}
 max_length = {STEPS}
+pad_side = "right"
 
 [features.history_mask]
 kind = "mask"
@@ -85,8 +86,8 @@ def _constants() -> dict[str, NDArray[np.generic]]:
     return found
 
 
-def build(folder: Path, *, softmax: bool = True) -> Path:
-    """Build the bundle; return its folder."""
+def build(folder: Path, *, softmax: bool = True, pad_side: str = "right") -> Path:
+    """Build the bundle; return its folder. Scores do not depend on the order of steps."""
     constants = _constants()
     name = "low" if softmax else "nothing"
     constants[name] = np.array(-1e9 if softmax else 0.0, np.float32)
@@ -97,7 +98,7 @@ def build(folder: Path, *, softmax: bool = True) -> Path:
     body = _BODY.format(weights=_WEIGHTS[softmax])
     model = write_model(folder / "attending.onnx", signature, body, constants)
     features = folder / "features.toml"
-    features.write_text(FEATURES)
+    features.write_text(FEATURES.replace('"right"', f'"{pad_side}"'))
     build_bundle(model, features, folder / "bundle", BuildOptions())
     return folder / "bundle"
 

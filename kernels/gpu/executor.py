@@ -38,7 +38,7 @@ Compile: TypeAlias = Callable[[Bucket, Target], Program]
 
 # After so many launches of a lane, and again each time that they have doubled, comes a look at
 # whether other buckets would suit the traffic better: it takes up to a tenth of a second.
-_LOOK_AFTER: Final = 4096
+_LOOK_AFTER: Final = 1024
 # What other buckets must save to be worth their compilation.
 _WORTHWHILE: Final = 0.02
 # Buckets of the past are kept as well, up to so many times as many as are wanted at once.

@@ -117,6 +117,22 @@ async def test_each_request_runs_in_the_bucket_of_its_history(
     assert by_length == {24: 2 + unseen, 16: 1, 8: 1, 4: 4 - unseen}
 
 
+@pytest.mark.parametrize("device", [False, True], ids=["shards", "card"])
+async def test_lists_that_are_padded_on_the_left_are_short_too(
+    tmp_path: Path, executors: list[GpuExecutor], device: bool
+) -> None:
+    bundle = attending.build(tmp_path, pad_side="left")
+    placement = None
+    if device:
+        placement = tmp_path / "placement.toml"
+        placement.write_text('version = 1\ndevice = "all"\n')
+    lengths = [24, 3, 20, 5, 0]
+    error = await largest_error(bundle, lengths, softmax=True, together=False, placement=placement)
+    assert error < 1e-5
+    launched = executors[0].statistics().launches_by_bucket
+    assert {bucket.length: n for bucket, n in launched.items()} == {24: 2, 8: 1, 4: 2}
+
+
 @pytest.mark.parametrize("input_dtype", ["float32", "float16"])
 @pytest.mark.parametrize("mapped", [[], ["inputs", "scores"]])
 async def test_requests_that_share_a_launch_have_its_longest_history(

@@ -19,7 +19,7 @@ from kernels.gpu.executor import GpuExecutor, Model
 from kernels.gpu.model import model_of
 from kernels.ir.node import Graph
 from kernels.lengths.columns import Shortened, Stretch
-from kernels.lengths.side import shorten_side, shorten_tables
+from kernels.lengths.side import padded_left, shorten_side, shorten_tables
 from kernels.program import H100, Bucket, Pointer, Program, Role, Target
 from tests import attending
 from tests.kernels.gpu_help import FakeCuda, fake_cuda, score_program
@@ -172,6 +172,22 @@ def test_lookups_of_a_side_are_cut_where_their_steps_end(folder: Path) -> None:
     halves = Shortened(stretches=(Stretch("user", 8, 2 * STEPS, 4),), marks=())
     with pytest.raises(ValueError, match="are no rows of"):
         shorten_side(manifest.user, "user", halves, 5)
+
+
+def test_lists_that_are_padded_on_the_left_are_known_from_the_spec(
+    folder: Path, tmp_path: Path
+) -> None:
+    right = load_bundle(folder)
+    left = load_bundle(attending.build(tmp_path, pad_side="left"))
+    assert padded_left(right.manifest, right.spec_text) == frozenset()
+    assert padded_left(left.manifest, left.spec_text) == {("user", 8)}
+    sequences = model_of(left, max_rows=8, max_requests=8).blocks.sequences
+    assert sequences is not None
+    assert sequences.kept("user", 224, 5) == [(0, 8), (8 + 19 * 8, 200), (219, 224)]
+    short = shorten_side(left.manifest.user, "user", sequences, 5)
+    first = left.manifest.user.lookups[1].first_id
+    assert [(lookup.first_id, lookup.n_ids) for lookup in short.lookups[1:]] == [(first + 19, 5)]
+    assert short.values == left.manifest.user.values[19:]
 
 
 def test_a_lookup_of_two_sequences_becomes_two(folder: Path) -> None:
