@@ -205,8 +205,8 @@ class Executor:
             if serving is not None and serving.hot is not None:
                 serving.hot.changed(message)
         else:
-            hot = self._versions.of(self._model).hot
-            answer_usual(envelope, self._metrics, {} if hot is None else hot.statistics())
+            serving = self._versions.of(self._model)
+            answer_usual(envelope, self._metrics, serving.statistics())
 
     def _take(self, serving: Serving, message: RowsPart | LookupBatch, at: float) -> None:
         """Take a part of a batch, or what this executor is to make one of."""

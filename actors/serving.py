@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from typing import Any
 
 import outcome
 import trio
@@ -75,6 +76,21 @@ class Serving:
                     self.hot.start(nursery)
                 nursery.start_soon(self._lanes.watch)
                 nursery.start_soon(self._tick)
+
+    def statistics(self) -> dict[str, Any]:
+        """Return what is told beside the metrics: of hot rows, and of the card's buckets."""
+        found = {} if self.hot is None else self.hot.statistics()
+        dense = self.engine.dense
+        if isinstance(dense, GpuExecutor):
+            done = dense.statistics()
+            launches = done.launches_by_bucket
+            found["buckets"] = {str(bucket): launches.get(bucket, 0) for bucket in done.buckets}
+            found["padding"] = {
+                "rows": round(done.padding, 4),
+                "requests": round(done.padding_requests, 4),
+                "steps": round(done.padding_steps, 4),
+            }
+        return found
 
     async def wait_idle(self) -> None:
         """Wait until nothing is running or waiting to."""

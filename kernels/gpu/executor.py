@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
-from typing import Final, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import attrs
 import numpy as np
@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from kernels.device_tables import DeviceTables
 from kernels.errors import CudaError, DeviceLost, KernelsError, LaunchFailed
 from kernels.executor import Staging
-from kernels.gpu.buckets import Cost, bucket_of, choose_buckets, fit, spent, usual_buckets
+from kernels.gpu.buckets import Cost, bucket_of
 from kernels.gpu.device import Context, Device, Isolation
 from kernels.gpu.filler import RowFiller, fill_source
 from kernels.gpu.lanes import Blocks, Lane
+from kernels.gpu.stock import BucketStock
 from kernels.gpu.traffic import Statistics, Traffic
 from kernels.lengths.columns import Shortened
 from kernels.program import Bucket, Program, Source, Target
@@ -35,14 +36,6 @@ log = logging.getLogger(__name__)
 
 Compile: TypeAlias = Callable[[Bucket, Target], Program]
 """Makes the program of a bucket; called in a thread of the executor's own. Raises KernelsError."""
-
-# After so many launches of a lane, and again each time that they have doubled, comes a look at
-# whether other buckets would suit the traffic better: it takes up to a tenth of a second.
-_LOOK_AFTER: Final = 1024
-# What other buckets must save to be worth their compilation.
-_WORTHWHILE: Final = 0.02
-# Buckets of the past are kept as well, up to so many times as many as are wanted at once.
-_KEEP: Final = 3
 
 
 class Builder(Protocol):
@@ -117,10 +110,6 @@ class GpuExecutor:
         self._progress = progress
         self._blocks = model.blocks
         blocks = model.blocks
-        self._largest = bucket_of(blocks.max_rows, blocks.max_requests, blocks.length)
-        self._wanted: tuple[Bucket, ...] = ()
-        self._adapts = buckets is None
-        self._ready: tuple[Bucket, ...] = ()
         self._lost: DeviceLost | None = None
         self._closed = False
         self._running: list[int | None] = [None] * n_lanes
@@ -136,12 +125,12 @@ class GpuExecutor:
         try:
             if n_lanes < 1:
                 raise ValueError(f"want at least 1 lane, got {n_lanes}")
-            self._wanted = self._chosen(buckets)
+            largest = bucket_of(blocks.max_rows, blocks.max_requests, blocks.length)
+            self._stock = BucketStock.of(largest, model.cost, buckets)
             card = Device.open(device)
             self._target = self._open_lanes(card, n_lanes, mode, mapped)
             self._filler = self._open_filler()
-            *others, largest = self._wanted
-            others.reverse()
+            others = self._stock.wanted[-2::-1]
             self._add([largest, *others] if ahead else [largest])
         except BaseException as error:
             if isinstance(error, DeviceLost):
@@ -193,7 +182,7 @@ class GpuExecutor:
 
     def bucket(self, n_rows: int) -> int:
         """Return the rows of the bucket that ``n_rows`` runs in, of those that are ready."""
-        found = fit(self._ready, n_rows, 1)
+        found = self._stock.fit(n_rows, 1)
         return found.rows if found is not None else self._blocks.max_rows
 
     def staging(self, lane: int, shape: Bucket | None = None) -> Staging:
@@ -211,7 +200,7 @@ class GpuExecutor:
             self._staged[lane] = most, None
             return self._lanes[lane].staging(most)
         length = max(shape.length, 1)
-        bucket = fit(self._ready, shape.rows, shape.requests, length)
+        bucket = self._stock.fit(shape.rows, shape.requests, length)
         self._staged[lane] = length, bucket
         return self._lanes[lane].staging(most if bucket is None else bucket.length)
 
@@ -241,7 +230,9 @@ class GpuExecutor:
         self._check_open()
         length, bucket = self._staged[lane]
         if bucket is None or bucket.rows < n_rows or bucket.requests < n_requests:
-            bucket = self._of_length(bucket, n_rows, n_requests)
+            # Staged as for another batch, or for any.
+            staged = self._blocks.length if bucket is None else bucket.length
+            bucket = self._stock.of_length(staged, n_rows, n_requests)
         if bucket is None or n_rows < 1:
             raise self._failed(f"no bucket for {n_requests} requests, {n_rows} rows")
         try:
@@ -253,10 +244,8 @@ class GpuExecutor:
             raise
         self._running[lane] = n_rows
         n_launches = self._traffic.note(lane, n_rows, n_requests, length, bucket)
-        if self._adapts and n_launches % _LOOK_AFTER == 0:
-            n_looks = n_launches // _LOOK_AFTER
-            if n_looks & (n_looks - 1) == 0:
-                self._tasks.put(self._adapt)
+        if self._stock.is_look(n_launches):
+            self._tasks.put(self._adapt)
         return bucket
 
     def finish(self, lane: int) -> NDArray[np.float32]:
@@ -283,7 +272,7 @@ class GpuExecutor:
         """
         self.staging(0).request_of_row[:] = 0
         times = []
-        whole = [bucket.rows for bucket in self._ready if bucket.length == self._blocks.length]
+        whole = [each.rows for each in self._stock.ready if each.length == self._blocks.length]
         for n_rows in sorted(set(whole)):
             self.run(0, 1, n_rows)
             start = time.perf_counter()
@@ -294,7 +283,7 @@ class GpuExecutor:
 
     def statistics(self) -> Statistics:
         """Return what was done so far, ``measure`` aside. From any thread."""
-        return self._traffic.statistics(self._ready)
+        return self._traffic.statistics(self._stock.ready)
 
     def close(self) -> None:
         """Wait for whatever compiles or runs, and free everything. Can be called twice.
@@ -319,34 +308,6 @@ class GpuExecutor:
 
     # Buckets
 
-    def _of_length(self, staged: Bucket | None, n_rows: int, n_requests: int) -> Bucket | None:
-        """Return the bucket for a batch that was staged as for another, or for any."""
-        length = self._blocks.length if staged is None else staged.length
-        same = [bucket for bucket in self._ready if bucket.length == length]
-        return fit(same, n_rows, n_requests, length)
-
-    def _chosen(self, given: Iterable[int | Bucket] | None) -> tuple[Bucket, ...]:
-        """Return the buckets to have at first, the largest last."""
-        largest = self._largest
-        if given is None:
-            return usual_buckets(largest.rows, largest.requests, largest.length)
-        found = {largest}
-        for each in given:
-            bucket = bucket_of(each, largest.requests) if isinstance(each, int) else each
-            if (
-                min(bucket.rows, bucket.requests) < 1
-                or fit([largest], *attrs.astuple(bucket)) is None
-            ):
-                raise ValueError(
-                    f"want buckets of 1 to {largest.rows} rows and 1 to {largest.requests} "
-                    f"requests, and of sequences of up to {largest.length} steps, got {bucket}"
-                )
-            found.add(attrs.evolve(bucket, length=bucket.length or largest.length))
-        return self._ordered(found)
-
-    def _ordered(self, buckets: Iterable[Bucket]) -> tuple[Bucket, ...]:
-        return tuple(sorted(buckets, key=self._model.cost.order))
-
     def _add(self, buckets: Sequence[Bucket]) -> None:
         """Compile, load and capture; then let launches choose them. Not on a request's path."""
         started = time.perf_counter()
@@ -363,28 +324,21 @@ class GpuExecutor:
                 if self._closed:
                     return
                 lane.add(program, cubins)
-            self._ready = self._ordered({*self._ready, program.bucket})
-            self._progress(min(len(self._ready) / len(self._wanted), 1.0))
+            self._stock.add(program.bucket)
+            self._progress(self._stock.share)
             log.info(
                 "%s: %s ready after %.1f s, %d of %d buckets",
                 name,
                 program.bucket,
                 time.perf_counter() - started,
-                len(self._ready),
-                len(self._wanted),
+                len(self._stock.ready),
+                len(self._stock.wanted),
             )
 
     def _adapt(self) -> None:
         """Have the buckets that suit the traffic so far."""
-        n_most = len(self._wanted) * (2 if self._blocks.length else 1)
-        if len(self._ready) >= _KEEP * n_most:
-            return
-        cost = self._model.cost
-        traffic = self._traffic.by_shape(self._largest)
-        chosen = choose_buckets(traffic, n_most, self._largest, cost)
-        missing = [bucket for bucket in reversed(chosen) if bucket not in self._ready]
-        worthwhile = (1 - _WORTHWHILE) * spent(traffic, self._ready, cost)
-        if missing and spent(traffic, chosen, cost) < worthwhile:
+        missing = self._stock.missing(self._traffic.by_shape(self._stock.largest))
+        if missing:
             self._add(missing)
 
     def _work(self) -> None:

@@ -129,7 +129,7 @@ def stages(stats: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"stages_us": {}}
     for actor, snapshot in stats.items():
         for name, summary in snapshot.items():
-            if not isinstance(summary, Mapping) or not summary["n"]:
+            if not isinstance(summary, Mapping) or not summary.get("n"):
                 continue
             if name.endswith("_us"):
                 stage = f"{actor}.{name.removesuffix('_us')}"

@@ -86,6 +86,8 @@ async def largest_error(
         counted = (await service.stats())["executor-0"]
     assert counted["window_steps"]["max"] >= max(lengths)
     assert counted["padding_steps"] >= 0
+    assert sum(counted["buckets"].values()) == counted["window_rows"]["n"]
+    assert counted["padding"].keys() == {"rows", "requests", "steps"}
     return max(errors)
 
 

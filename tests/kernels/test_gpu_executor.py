@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kernels.errors import CudaError, DeviceLost, LaunchFailed
-from kernels.gpu import executor as module
+from kernels.gpu import stock
 from kernels.gpu.buckets import Cost
 from kernels.gpu.device import Isolation
 from kernels.gpu.executor import GpuExecutor, Model
@@ -198,7 +198,7 @@ def test_closing_gives_up_what_is_being_compiled(
 
 
 def test_buckets_adapt_to_the_traffic(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LOOK_AFTER", 10)
+    monkeypatch.setattr(stock, "_LOOK_AFTER", 10)
     executor = GpuExecutor(score_model(), fake_cuda.builder)
     assert executor.bucket(70) == 128
     for _ in range(10):

@@ -14,7 +14,7 @@ from kernels.bundle.representative import fp8_of
 from kernels.compiler import Options, compile_graph
 from kernels.device_tables import ALL, DeviceTables
 from kernels.fp8 import Scales
-from kernels.gpu import executor as module
+from kernels.gpu import stock
 from kernels.gpu.executor import GpuExecutor, Model
 from kernels.gpu.model import model_of
 from kernels.ir.node import Graph
@@ -120,7 +120,7 @@ def test_gaps_of_rows_are_zeros_whatever_lay_there(fake_cuda: FakeCuda, model: M
 def test_lengths_adapt_to_the_traffic(
     fake_cuda: FakeCuda, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_LOOK_AFTER", 10)
+    monkeypatch.setattr(stock, "_LOOK_AFTER", 10)
     executor = GpuExecutor(model, fake_cuda.builder)
     assert executor.statistics().buckets == (Bucket(ROWS, REQUESTS, STEPS),)
     for length in (3, 5) * 5:
