@@ -141,6 +141,8 @@ class Executor:
             layout = BlockLayout.of(
                 bundle.manifest, placement, spec.replicas, dense.sequences, tables
             )
+            if isinstance(dense, GpuExecutor):
+                dense.prepare(layout.at)
             engine = self._engine(dense, bundle.manifest.version, layout)
             hot = self._hot(spec, bundle, placement, engine, layout.card, filler)
         except BaseException:

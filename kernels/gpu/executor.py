@@ -116,6 +116,7 @@ class GpuExecutor:
         # The length that was asked for, and the bucket that it is staged for; None for any of the
         # whole length.
         self._staged: list[tuple[int, Bucket | None]] = [(blocks.length, None)] * n_lanes
+        self._prepare: Callable[[int], object] = lambda length: None
         self._traffic = Traffic(n_lanes)
         self._contexts: list[Context] = []
         self._table_places: list[tuple[Context, int]] = []
@@ -203,6 +204,15 @@ class GpuExecutor:
         bucket = self._stock.fit(shape.rows, shape.requests, length)
         self._staged[lane] = length, bucket
         return self._lanes[lane].staging(most if bucket is None else bucket.length)
+
+    def prepare(self, call: Callable[[int], object]) -> None:
+        """Call this with each length that buckets have, before anything is staged so.
+
+        With those that are ready now; with others by the thread that compiles, when they come.
+        """
+        self._prepare = call
+        for length in {bucket.length for bucket in self._stock.ready}:
+            call(length)
 
     def run(self, lane: int, n_requests: int, n_rows: int) -> NDArray[np.float32]:
         """Run what was staged; wait until it is done, without the interpreter lock.
@@ -324,6 +334,7 @@ class GpuExecutor:
                 if self._closed:
                     return
                 lane.add(program, cubins)
+            self._prepare(program.bucket.length)
             self._stock.add(program.bucket)
             self._progress(self._stock.share)
             log.info(

@@ -135,6 +135,24 @@ def test_lengths_adapt_to_the_traffic(
     executor.close()
 
 
+def test_who_stages_is_told_of_each_length_before_it_is_used(
+    fake_cuda: FakeCuda, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stock, "_LOOK_AFTER", 10)
+    executor = GpuExecutor(model, fake_cuda.builder)
+    told: list[int] = []
+    executor.prepare(told.append)
+    assert told == [STEPS]
+    for _ in range(10):
+        executor.staging(0, Bucket(10, 2, 5))
+        executor.run(0, 2, 10)
+        assert executor.staging(0, Bucket(10, 2, 5)).length in told
+    executor.settle()
+    assert executor.staging(0, Bucket(10, 2, 5)).length == 8
+    assert 8 in told
+    executor.close()
+
+
 def test_nonsense_lengths_are_refused(fake_cuda: FakeCuda, model: Model) -> None:
     with pytest.raises(ValueError, match=r"sequences of up to 24 steps, got 8 rows .* 25 steps"):
         GpuExecutor(model, fake_cuda.builder, buckets=[Bucket(8, 8, 25)])

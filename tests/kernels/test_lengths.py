@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import attrs
 import numpy as np
@@ -12,16 +13,20 @@ from hypothesis import strategies as st
 
 from kernels.bench.graphs import graph_of as peer_graph
 from kernels.bench.models import MODELS
+from kernels.bundle.build import BuildOptions, build_bundle
+from kernels.bundle.load import load_bundle
 from kernels.compiler import Options, compile_graph
 from kernels.ir.build import concat, reshape, slice_
 from kernels.ir.check import check
 from kernels.ir.node import Graph, Lead, Node, Op, Steps, input_node
+from kernels.ir.onnx_import import import_dense
 from kernels.ir.reference import evaluate
 from kernels.lengths.bind import bind, has_steps
 from kernels.lengths.columns import Mark, Shortened, Stretch
 from kernels.lengths.find import Found, find_sequences
 from kernels.passes import optimise
 from kernels.program import A100, H100, Bucket, Precision, Target
+from tests import zoo
 from tests.kernels import shim
 from tests.kernels.emitted_help import TOLERANCE, Sample, error_of
 from tests.kernels.ir_graphs import random_graph
@@ -285,6 +290,21 @@ def test_the_benchmarks_models(name: str, shorter: bool) -> None:
     # What is fused whole is fused shorter.
     ops = [node.op for node in optimise(bind(found.graph, 30)).nodes()]
     assert Op.TARGET_ATTENTION in ops
+
+
+@pytest.mark.skipif(not zoo.ZOO.exists(), reason="no zoo beside the checkout")
+@pytest.mark.parametrize("name", ["DIN.dynamo", "DIN_nonorm.dynamo", "DIN_dice.legacy"])
+def test_models_of_the_zoo(name: str, tmp_path: Path) -> None:
+    (model,) = zoo.models(zoo.ZOO, f"^deepctr_{name}$")
+    build_bundle(model.file, None, tmp_path / "bundle", BuildOptions(infer=True, check=False))
+    bundle = load_bundle(tmp_path / "bundle")
+    graph = import_dense(bundle.dense_model(), bundle.manifest.model)
+    found, shortened = found_in(graph)
+    assert [(each.most, each.each) for each in shortened.stretches] == [(30, 8), (30, 8), (30, 1)]
+    for lengths in ([4, 1, 9], [0, 30, 2], [0, 0, 3]):
+        sample = ragged(graph, shortened, {"candidate": lengths}, 5, alike=True)
+        assert length_of(sample, shortened) == max(lengths)
+        assert_equal(graph, sample, found, max(lengths))
 
 
 def _masks(n: int, *lengths: int) -> np.ndarray:
