@@ -12,8 +12,9 @@ as rows, ``fetch.py``, which an executor pools, ``pooling.py``; ``joins.py`` kno
 late. Groups have replicas: ``asking.py`` with ``replicas.py`` says who is asked, ``asker.py`` does
 it for a gateway, ``probing.py`` watches who lives, ``defaults.py`` makes what stands for rows that
 are gone. Of tables that are cached an executor keeps hot rows: ``hot_rows.py`` with ``flights.py``,
-and ``hot_asker.py``, which fetches the others; where they are kept is ``hot_kept.py``, and what a
-batch has of those on a card, ``card_part.py`` and ``card_rows.py``.
+and ``hot_asker.py``, which fetches the others; what it is told of them is ``hot_table.py``, with
+``hot_open.py``, where they are kept ``hot_kept.py``, and what a batch has of those on a card,
+``card_part.py`` and ``card_rows.py``.
 
 Models are replaced while they are served: ``versions.py`` is what each actor holds and does for it,
 ``restore.py`` what a gateway sees to, ``deploy.py`` the command.

@@ -19,7 +19,7 @@ from actors.card_rows import CardLayout
 from actors.dense import ExecutorOptions, open_dense
 from actors.engine import Engine, Work
 from actors.hot_asker import HotAsker
-from actors.hot_rows import hot_tables
+from actors.hot_open import hot_tables
 from actors.layouts import Layouts, placement_of
 from actors.options import read_options
 from actors.serving import LOST, Serving

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from actors.hot_kept import Fill
 from actors.hot_rows import Doubt, HotTables, Todo
 from actors.probing import Prober
+from kernels.errors import DeviceLost
 from runtime.actor import Context
 from runtime.metrics import Metrics
 from transport.errors import Overloaded, Unavailable
@@ -62,6 +63,7 @@ class HotAsker:
         self._give = give
         self._filler = filler
         self._filling: deque[tuple[int, Fill]] = deque()
+        self._lost: DeviceLost | None = None
         self._prober = Prober(context, tables.dead, self._died)
 
     def start(self, nursery: trio.Nursery) -> None:
@@ -93,7 +95,13 @@ class HotAsker:
         self._metrics.count("changed_rows", len(message.keys))
 
     def tick(self, now: float) -> None:
-        """Do what is due; ``wake_at`` says when something is."""
+        """Do what is due; ``wake_at`` says when something is.
+
+        Raises:
+            DeviceLost: The card is lost, as was seen when rows were sent there.
+        """
+        if self._lost is not None:
+            raise self._lost
         self._do(self._tables.tick(now), now)
 
     def wake_at(self) -> float | None:
@@ -133,7 +141,12 @@ class HotAsker:
     def _fill(self, fill: Fill) -> None:
         """Send rows to their slots; those for which there is no room are fetched again."""
         assert self._filler is not None
-        number = self._filler.put(fill.to, fill.rows, fill.at, fill.sizes)
+        number = None
+        if self._lost is None:
+            try:
+                number = self._filler.put(fill.to, fill.rows, fill.at, fill.sizes)
+            except DeviceLost as error:  # what is at hand is taken in first, then ``tick`` tells
+                self._lost = error
         if number is None:
             self._tables.lost(fill)
         else:
@@ -142,8 +155,12 @@ class HotAsker:
 
     def _look_at_fills(self) -> None:
         """Note which rows have come to their slots."""
-        if self._filling and self._filler is not None:
-            n_done = self._filler.n_done()
+        if self._filling and self._filler is not None and self._lost is None:
+            try:
+                n_done = self._filler.n_done()
+            except DeviceLost as error:
+                self._lost = error
+                return
             while self._filling and self._filling[0][0] < n_done:
                 self._tables.filled(self._filling.popleft()[1])
 

@@ -27,21 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.asking import Asking, Nobody, Question
-from actors.card_rows import CardTables
-from actors.defaults import DefaultRows
 from actors.divided import Division
 from actors.flights import Flight, Flights, Part
 from actors.hot_kept import Fill, Kept, OnCard, OnHost
-from actors.layouts import Layouts
+from actors.hot_table import Group, HotTable
 from actors.parts import failed_part, keys_by_table
-from actors.replicas import LateAfter
-from kernels.bundle.load import Bundle
-from kernels.bundle.manifest import Table
 from kernels.errors import LookupFailed
-from kernels.hot import HotRows, HotStatistics, Sizes
-from kernels.shards import ShardLayout
-from runtime.errors import StartError
-from runtime.topology import DEFAULT, ModelSpec
+from kernels.hot import HotStatistics
 from transport.messages import LookupBatch, RowsPart
 
 F32 = NDArray[np.float32]
@@ -65,69 +57,6 @@ Todo: TypeAlias = Question | RowsPart | Doubt | Fill
 _LIFETIME: Final = 2.0
 _UNAVAILABLE: Final = "unavailable"
 _NO_NUMBERS: Final = np.empty(0, np.int64)
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class HotTable:
-    """A table whose hot rows are kept.
-
-    Attributes:
-        number: Among the model's fetched tables, in the order of ``LookupBatch.key_splits``.
-        max_bytes: Of all that is kept of it.
-        stale_s: How old a row may be.
-        group_of: int32 ``[segments]``, the group of shards that has each segment.
-        default_row: uint8 ``[row_bytes]``, what stands for a row that no shard is left to send;
-            None to fail then.
-    """
-
-    number: int
-    table: Table
-    max_bytes: int
-    stale_s: float
-    group_of: I32
-    default_row: U8 | None = None
-
-    def open(self) -> HotRows:
-        """Return an empty place for its rows.
-
-        Raises:
-            ValueError: ``max_bytes`` have no room for any.
-        """
-        table = self.table
-        most_rows = None if table.keyed else table.rows
-        try:
-            sizes = Sizes.fitting(table.row_bytes, self.max_bytes, most_rows)
-        except ValueError as error:
-            raise ValueError(f"cached: table {table.name!r}: {error}") from error
-        return HotRows(sizes, self.stale_s)
-
-
-@attrs.frozen(eq=False)
-class Group:
-    """A group of shards that has rows of cached tables.
-
-    Attributes:
-        replicas: The shards' names.
-        user: What it pools besides; a fetch asks for none of it.
-        candidate: The same of candidates.
-        late_after: Learns when its answers are late.
-        no_ids: Ids and weights of the user side, and of candidates, for no request.
-    """
-
-    replicas: tuple[str, ...]
-    user: ShardLayout
-    candidate: ShardLayout
-    late_after: LateAfter = attrs.Factory(LateAfter)
-    no_ids: tuple[I64, F32, I64, F32] = attrs.field(init=False)
-
-    @no_ids.default
-    def _make_no_ids(self) -> tuple[I64, F32, I64, F32]:
-        return (
-            np.empty((len(self.user.id_rows), 0), np.int64),
-            np.empty((len(self.user.weight_rows), 0), np.float32),
-            np.empty((len(self.candidate.id_rows), 0), np.int64),
-            np.empty((len(self.candidate.weight_rows), 0), np.float32),
-        )
 
 
 class HotTables:
@@ -404,63 +333,6 @@ class HotTables:
         """Return what was done so far, by table."""
         pairs = zip(self._tables, self._kept.statistics(), strict=True)
         return {each.table.name: figures for each, figures in pairs}
-
-
-def hot_tables(
-    name: str,
-    model: ModelSpec,
-    bundle: Bundle,
-    layouts: Layouts,
-    kept: tuple[CardTables, int] | None = None,
-) -> HotTables:
-    """Return the cached tables of a bundle, in an executor.
-
-    Args:
-        name: The executor's.
-        model: Names the shards.
-        bundle: The model's.
-        layouts: What these are asked.
-        kept: The tables on the executor's card, and how many rows a fill may have; without it,
-            rows are kept in the host's memory.
-
-    Raises:
-        StartError: A table's ``max_bytes`` have no room for any row.
-        StoreError: A table is no longer what it was.
-    """
-    placement = layouts.placement
-    cached = {each.table: each for each in placement.cached}
-    defaults = DefaultRows(bundle, layouts)
-    fetched = () if layouts.fetch is None else layouts.fetch.tables
-    tables = [
-        HotTable(
-            number=number,
-            table=each.table,
-            max_bytes=cached[each.table.name].max_bytes,
-            stale_s=cached[each.table.name].stale_s,
-            group_of=placement.group_of(each.table.name),
-            default_row=defaults.encoded(each) if model.missing == DEFAULT else None,
-        )
-        for number, each in enumerate(fetched)
-        if each.table.name in cached
-    ]
-    card = None
-    if kept is not None:
-        of_card, most_rows = kept
-        card = OnCard(of_card, [table.stale_s for table in tables], most_rows)
-    numbers = {int(group) for table in tables for group in table.group_of}
-    groups = {group: Group(model.replicas_of(group), *layouts.shards[group]) for group in numbers}
-    try:
-        return HotTables(
-            name=name,
-            model=model.name,
-            version=bundle.manifest.version,
-            n_tables=len(fetched),
-            tables=tables,
-            groups=groups,
-            card=card,
-        )
-    except ValueError as error:
-        raise StartError(f"model {model.name}: {error}") from error
 
 
 def _splits(counts: I64) -> I64:

@@ -15,7 +15,8 @@ from actors.card_part import CardPart, let_go
 from actors.card_rows import CardLayout, CardTables
 from actors.fetch import FetchLayout, Wanted
 from actors.hot_kept import Fill, OnCard
-from actors.hot_rows import Group, HotTable, HotTables, Todo
+from actors.hot_rows import HotTables, Todo
+from actors.hot_table import Group, HotTable
 from kernels.arenas import HotPlan
 from kernels.bundle.manifest import Manifest
 from kernels.device_tables import DeviceTables, GatheredSide

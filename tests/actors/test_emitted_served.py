@@ -16,18 +16,21 @@ import pytest
 import trio
 
 from kernels.bundle.load import load_bundle
+from kernels.errors import DeviceLost
 from kernels.gpu import model as gpu_model
 from kernels.plan import phases
-from runtime.errors import StartError
+from runtime.errors import ActorDied, StartError
 from runtime.service import Service
 from runtime.topology import Topology, all_in_one
 from tests import tiny
 from tests.kernels import shim
 from tests.kernels.gpu_help import FakeCuda, ShimBuilder, fake_cuda
+from transport.errors import Unavailable
 
 __all__ = ["fake_cuda"]
 pytestmark = pytest.mark.skipif(shim.available() is not None, reason=str(shim.available()))
 N_ASKED = 12
+LAUNCH_FAILED = 719
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +117,41 @@ async def test_hot_rows_of_cached_tables_lie_on_the_card_or_beside_it(
     gpu = {"precision": "fp32", "mode": mode, "hot_rows": hot_rows}
     assert await largest_error(tiny_bundle, gpu, placement) < 1e-5
     assert emitted.launched > 0
+
+
+@pytest.mark.parametrize("function", ["cuEventQuery", "cuLaunchKernelEx", "cuGraphLaunch"])
+async def test_a_card_that_is_lost_while_rows_are_sent_there_ends_the_process(
+    tiny_bundle: Path, tmp_path: Path, emitted: FakeCuda, function: str
+) -> None:
+    """Whoever notices: a look at what was sent to slots, the sending, or a launch."""
+    placement = tmp_path / "placement.toml"
+    placement.write_text("version = 1\n[cached.items]\nmax_bytes = 10_000\n")
+    topology = all_in_one(tiny_bundle, executor=options_of({}), placement=placement)
+    answers: list[str] = []
+
+    async def ask(service: Service, number: int) -> None:
+        user = {"user_id": 1, "history": [1], "age": 30.0}
+        columns = {"item_id": [number], "genre": [tiny.GENRES[0]], "price": [0.3]}
+        try:
+            await service.score(user=user, candidates=columns, budget=30)
+        except Unavailable as error:
+            answers.append(str(error))
+
+    async def lose() -> None:
+        async with Service.open(topology) as service:
+            await ask(service, 0)  # which has rows sent
+            emitted.fail(function, LAUNCH_FAILED)
+            async with trio.open_nursery() as nursery:
+                for number in range(1, 9):
+                    nursery.start_soon(ask, service, number)
+            await trio.sleep_forever()
+
+    live = emitted.live
+    with pytest.raises(ActorDied) as caught, trio.fail_after(20):
+        await lose()
+    assert isinstance(caught.value.__cause__, DeviceLost)
+    assert answers == ["the executor lost its card and is being restarted"] * 8
+    emitted.library.fake_forgive(emitted.live - live)
 
 
 async def test_launches_of_wide_linears_are_served(

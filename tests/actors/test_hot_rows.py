@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from actors.asking import Question
-from actors.hot_rows import Doubt, Group, HotTable, HotTables, Todo
+from actors.hot_rows import Doubt, HotTables, Todo
+from actors.hot_table import Group, HotTable
 from kernels.bundle.manifest import Table
 from kernels.shards import ShardLayout
 from kernels.store.partition import segment_of

@@ -31,7 +31,8 @@ from actors.block_layout import BlockLayout
 from actors.engine import Engine, Work
 from actors.fetch import FetchLayout
 from actors.hot_kept import Fill, OnCard
-from actors.hot_rows import Group, HotTable, HotTables
+from actors.hot_rows import HotTables
+from actors.hot_table import Group, HotTable
 from actors.layouts import Layouts
 from kernels import _cuda
 from kernels.arenas import HotPlan

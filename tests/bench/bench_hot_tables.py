@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.asking import Question
-from actors.hot_rows import Group, HotTable, HotTables
+from actors.hot_rows import HotTables
+from actors.hot_table import Group, HotTable
 from kernels.bundle.manifest import Table
 from kernels.shards import ShardLayout
 from transport.messages import LookupBatch, RowsPart

@@ -271,6 +271,7 @@ typedef struct {
   unsigned n_attributes;
 } Config;
 Result cuLaunchKernelEx(Config* config, Any kernel, Any* parameters, Any extra) {
+  MAY_FAIL;
   Step step = {.kernel = kernel, .sizes = {[6] = 1, 1, 1}, .shared_bytes = config->shared_bytes};
   memcpy(step.sizes, config->grid, 12);
   memcpy(step.sizes + 3, config->block, 12);
