@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -126,7 +127,8 @@ class Gateway:
         self._admission = Admission(
             self._options.max_in_flight, min(16, self._options.max_in_flight)
         )
-        self._entered = trio.Event()
+        self._entered = trio.Event()  # of a request that is due before the next look
+        self._sweep_at = math.inf
         self._left = trio.Event()
 
     async def run(
@@ -317,7 +319,8 @@ class Gateway:
                 problem: RequestError = error
                 refused = self._flight.fail(seq)
                 continue
-            self._entered.set()
+            if min(request.deadline for request in pending) < self._sweep_at:
+                self._entered.set()
             if scattered.device is not None:
                 try:
                     executor.tell(scattered.device)
@@ -380,11 +383,13 @@ class Gateway:
         """Answer those whose budget ran out, whoever holds them up."""
         while True:
             deadline = self._flight.next_deadline()
-            if deadline is None:
-                self._entered = trio.Event()
+            self._sweep_at = math.inf
+            if deadline is not None:
+                self._sweep_at = max(deadline, trio.current_time() + _SWEEP_S)
+            self._entered = trio.Event()
+            with trio.move_on_at(self._sweep_at):
                 await self._entered.wait()
                 continue
-            await trio.sleep_until(max(deadline, trio.current_time() + _SWEEP_S))
             now = trio.current_time()
             expired = self._flight.expire(now)
             for request in expired:

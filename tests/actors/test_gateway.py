@@ -265,6 +265,25 @@ async def test_a_request_that_nobody_answers_is_answered_at_its_deadline(
         assert isinstance(await ask(host, Ping(request_id=9)), Pong)
 
 
+async def test_a_deadline_is_noticed_while_a_later_one_is_waited_for(
+    tiny_bundle: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    answered: dict[int, float] = {}
+
+    async def ask_one(host: Host, number: int, budget_us: int) -> None:
+        await ask(host, request(number, budget_us=budget_us))
+        answered[number] = trio.current_time() - began
+
+    async with serving(tiny_bundle, replace={"executor-0": Silent}) as host:
+        began = trio.current_time()
+        async with trio.open_nursery() as asking:
+            asking.start_soon(ask_one, host, 1, 5_000_000)
+            await trio.sleep(0.1)
+            asking.start_soon(ask_one, host, 2, 30_000)
+    assert 0.13 <= answered[2] < 0.15
+    assert 5.0 <= answered[1] < 5.1
+
+
 async def test_above_the_high_water_mark_requests_are_refused_at_once(
     tiny_bundle: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
