@@ -2,8 +2,9 @@
 
 A put is one launch, on a stream of its own: its kernel reads the rows where they lie in pinned
 memory and writes each to its slot (``cuda/fill.cuh``). Who puts sees to it that nobody reads these
-slots before the put is over. In a context of each lane's own, tables lie once in every context: a
-put goes to all, and is over when it is everywhere.
+slots before the put is over: kernels read tables as memory that does not change while they run. In
+a context of each lane's own, tables lie once in every context: a put goes to all, and is over when
+it is everywhere.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ MOST_ROWS: Final = 4096
 """Of a put."""
 MOST_BYTES: Final = 1 << 20
 """Of a put's rows; one row may be longer."""
+N_BUFFERS: Final = 8
+"""Puts under way at once: such as of two large batches, none of whose rows was there."""
 
-# Puts under way at once: while one is written the others run, in some 10 us each.
-_N_BUFFERS: Final = 4
 _ENTRY: Final = "fill"
 _GRID: Final = 64
 _BLOCK: Final = 256
@@ -89,7 +90,7 @@ class RowFiller:
             for context, tables in places:
                 self._places.append(self._place(context, tables, cubin))
             size = _MOVES_BYTES + max(MOST_BYTES, row_bytes)
-            self._buffers = [self._buffer(places[0][0], size) for _ in range(_N_BUFFERS)]
+            self._buffers = [self._buffer(places[0][0], size) for _ in range(N_BUFFERS)]
             self._moves = [each.array((MOST_ROWS,), _MOVE) for each in self._buffers]
             self._rows = [
                 each.array((size - _MOVES_BYTES,), np.uint8, _MOVES_BYTES) for each in self._buffers
@@ -116,9 +117,9 @@ class RowFiller:
         number, n = self._n_begun, len(to)
         if n > self.most_rows:
             raise ValueError(f"want at most {self.most_rows} rows, got {n}")
-        if number - self.n_done() >= _N_BUFFERS:
+        if number - self.n_done() >= N_BUFFERS:
             return None
-        which = number % _N_BUFFERS
+        which = number % N_BUFFERS
         ends = np.cumsum(sizes)
         moves = self._moves[which][:n]
         moves["to"], moves["source"], moves["bytes"] = to, ends - sizes, sizes
@@ -143,7 +144,7 @@ class RowFiller:
             DeviceLost: CUDA cannot be used any more.
         """
         while self._n_done < self._n_begun:
-            which = self._n_done % _N_BUFFERS
+            which = self._n_done % N_BUFFERS
             for place in self._places:
                 place.context.make_current()
                 if not _cuda.event_done(place.events[which]):
@@ -163,7 +164,7 @@ class RowFiller:
         stream = _cuda.create_stream()
         self._owned.callback(_destroy, context, stream, _cuda.destroy_stream)
         events = []
-        for _ in range(_N_BUFFERS):
+        for _ in range(N_BUFFERS):
             events.append(_cuda.create_event())
             self._owned.callback(_destroy, context, events[-1], _cuda.destroy_event)
         function = context.kernel(cubin, _ENTRY, shared_bytes=0, cluster=1)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kernels.errors import DeviceLost
 from kernels.gpu.device import Context, Device
-from kernels.gpu.filler import MOST_BYTES, MOST_ROWS, RowFiller, fill_source
+from kernels.gpu.filler import MOST_BYTES, MOST_ROWS, N_BUFFERS, RowFiller, fill_source
 from kernels.gpu.memory import DeviceMemory
 from kernels.nvrtc.compile import compile_source
 from kernels.program import TARGETS
@@ -108,12 +108,12 @@ def test_puts_are_over_in_their_order_and_no_more_are_taken_than_there_is_room_f
         return places.filler.put(numbers(64), rows, numbers(0), numbers(64))
 
     fake_cuda.hold()
-    assert [put() for _ in range(6)] == [0, 1, 2, 3, None, None]
+    assert [put() for _ in range(N_BUFFERS + 2)] == [*range(N_BUFFERS), None, None]
     assert places.filler.n_done() == 0
     allocations = fake_cuda.allocations
     fake_cuda.hold(False)
-    assert places.filler.n_done() == 4
-    assert [put() for _ in range(10)] == list(range(4, 14))
+    assert places.filler.n_done() == N_BUFFERS
+    assert [put() for _ in range(20)] == list(range(N_BUFFERS, N_BUFFERS + 20))
     assert fake_cuda.allocations == allocations
 
 
