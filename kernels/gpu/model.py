@@ -27,7 +27,7 @@ from kernels.ir.reference import flops
 from kernels.lengths.bind import bind
 from kernels.lengths.columns import Shortened
 from kernels.lengths.find import find_sequences
-from kernels.lengths.side import padded_left, shorten_tables
+from kernels.lengths.side import input_facts, shorten_tables
 from kernels.nvrtc import Builder, Cache, default_folder
 from kernels.passes import optimise
 from kernels.program import Bucket, Precision, Program, Target
@@ -69,7 +69,7 @@ def model_of(
     if device_tables or hot is not None:
         tables = DeviceTables.of(manifest, device_tables, options.precision, hot)
     graph = import_dense(bundle.dense_model(), manifest.model)
-    found = find_sequences(graph, padded_left(manifest, bundle.spec_text))
+    found = find_sequences(graph, input_facts(manifest, bundle.spec_text))
     dense = _Dense(manifest, max_rows, max_requests, options, found.graph, found.shortened, tables)
     if found.shortened is not None and not dense.can_be_cut():
         dense = attrs.evolve(dense, graph=graph, sequences=None)

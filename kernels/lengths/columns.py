@@ -115,6 +115,9 @@ class Shortened:
 
         Returns:
             int64 ``[n]``, 0 to ``most``; None if the input has no marks.
+
+        Raises:
+            ValueError: A mark lies before ``first``.
         """
         tests = self._tests.get(side)
         if tests is None:
@@ -122,6 +125,8 @@ class Shortened:
         found: Lengths | None = None
         live: dict[int, NDArray[np.bool_]] = {}
         for test in tests:
+            if test.start < first:
+                raise ValueError(f"{side}: a mask lies in column {test.start}, before {first}")
             values = block[:, test.start - first : test.stop - first]
             ends = ((values != test.dead) * test.places).max(1)
             found = ends if found is None else np.maximum(found, ends)

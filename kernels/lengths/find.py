@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Collection, Mapping
+from typing import Final
 
 import attrs
 
@@ -37,24 +38,41 @@ class Found:
     whole: Mapping[Stretch, str] = attrs.field(factory=dict)
 
 
-def find_sequences(graph: Graph, padded_left: Collection[tuple[str, int]] = ()) -> Found:
-    """Find the sequences of a dense graph that may be shorter than they are.
+@attrs.frozen(kw_only=True)
+class InputFacts:
+    """What is known of a graph's inputs beside the graph.
 
-    Args:
-        graph: As imported.
+    Attributes:
+        first_values: The first column of each input that holds numbers: those before are looked
+            up, and no mask. Of an input that is not named, all are numbers.
         padded_left: Inputs and columns of them where lists begin that are padded on the left: of
             sequences of as many steps the last stay where they are shorter. It is a matter of what
             batches are like: where it is wrong, these are seldom short.
     """
+
+    first_values: Mapping[str, int] = attrs.field(factory=dict)
+    padded_left: Collection[tuple[str, int]] = ()
+
+
+_UNKNOWN: Final = InputFacts()
+
+
+def find_sequences(graph: Graph, facts: InputFacts = _UNKNOWN) -> Found:
+    """Find the sequences of a dense graph, as imported, that may be shorter than they are."""
     simple = simplify(graph)
-    candidates = _directed(_candidates(simple), padded_left)
+    candidates = _directed(_candidates(simple), facts.padded_left)
     rows = [each for each in candidates if each.each > 1]
     masks = [
-        each for each in candidates if each.each == 1 and any(r.most == each.most for r in rows)
+        each
+        for each in candidates
+        if each.each == 1
+        and each.start >= facts.first_values.get(each.input, 0)
+        and any(other.most == each.most for other in rows)
     ]
     if not masks:
         return Found(graph, whole=dict.fromkeys(rows, "no input looks like its mask"))
-    candidates = [*rows, *masks]
+    sizes = {each.most for each in rows}
+    candidates = [each for each in candidates if each.most in sizes]
     tried = _Trial.of(simple, candidates, dict.fromkeys(masks, 0.0))
     for mask in masks:
         other = _Trial.of(simple, candidates, {**tried.dead, mask: 1.0})

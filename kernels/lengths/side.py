@@ -10,6 +10,7 @@ import attrs
 from kernels.bundle.manifest import Lookup, Manifest, SideLayout, SideName
 from kernels.device_tables import DeviceTables, GatheredSide
 from kernels.lengths.columns import Shortened
+from kernels.lengths.find import InputFacts
 
 
 def shorten_side(side: SideLayout, name: SideName, sequences: Shortened, length: int) -> SideLayout:
@@ -57,8 +58,8 @@ def _parts(lookup: Lookup, kept: list[tuple[int, int]]) -> Iterator[Lookup]:
             )
 
 
-def padded_left(manifest: Manifest, spec_text: str) -> frozenset[tuple[str, int]]:
-    """Return where lists begin that are padded on the left: inputs and columns of their blocks.
+def input_facts(manifest: Manifest, spec_text: str) -> InputFacts:
+    """Return what a bundle tells of its dense graph's inputs, for ``find_sequences``.
 
     Args:
         manifest: The bundle's.
@@ -66,15 +67,17 @@ def padded_left(manifest: Manifest, spec_text: str) -> frozenset[tuple[str, int]
     """
     features = tomllib.loads(spec_text).get("features", {})
     left = {name for name, section in features.items() if section.get("pad_side") == "left"}
-    found: set[tuple[str, int]] = set()
+    padded_left: set[tuple[str, int]] = set()
+    first_values: dict[str, int] = {}
     names: tuple[SideName, ...] = ("user", "candidate")
     for name in names:
         side = manifest.side(name)
+        first_values[name] = side.width - len(side.values)
         for lookup in side.lookups:
             source = side.ids[lookup.first_id]
             if lookup.pooling == "none" and not source.program and source.feature in left:
-                found.add((name, lookup.offset))
-    return frozenset(found)
+                padded_left.add((name, lookup.offset))
+    return InputFacts(first_values=first_values, padded_left=frozenset(padded_left))
 
 
 def shorten_tables(

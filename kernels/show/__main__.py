@@ -21,7 +21,7 @@ from kernels.ir.onnx_import import import_dense
 from kernels.ir.reference import flops
 from kernels.lengths.bind import bind
 from kernels.lengths.find import find_sequences
-from kernels.lengths.side import padded_left
+from kernels.lengths.side import input_facts
 from kernels.nvrtc import Cache, Cubin, default_folder, unit_of
 from kernels.passes import optimise
 from kernels.program import TARGETS, Bucket, Precision, Source
@@ -110,7 +110,7 @@ def _show(options: argparse.Namespace) -> None:
     bundle = load_bundle(options.bundle)
     found = find_sequences(
         _imported(bundle.dense_model(), bundle.manifest.model),
-        padded_left(bundle.manifest, bundle.spec_text),
+        input_facts(bundle.manifest, bundle.spec_text),
     )
     graph, length = found.graph, options.length
     if length and found.shortened is None:

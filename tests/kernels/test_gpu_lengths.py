@@ -19,7 +19,8 @@ from kernels.gpu.executor import GpuExecutor, Model
 from kernels.gpu.model import model_of
 from kernels.ir.node import Graph
 from kernels.lengths.columns import Shortened, Stretch
-from kernels.lengths.side import padded_left, shorten_side, shorten_tables
+from kernels.lengths.find import InputFacts
+from kernels.lengths.side import input_facts, shorten_side, shorten_tables
 from kernels.program import H100, Bucket, Pointer, Program, Role, Target
 from tests import attending
 from tests.kernels.gpu_help import FakeCuda, fake_cuda, score_program
@@ -197,8 +198,11 @@ def test_lists_that_are_padded_on_the_left_are_known_from_the_spec(
 ) -> None:
     right = load_bundle(folder)
     left = load_bundle(attending.build(tmp_path, pad_side="left"))
-    assert padded_left(right.manifest, right.spec_text) == frozenset()
-    assert padded_left(left.manifest, left.spec_text) == {("user", 8)}
+    first_values = {"user": 200, "candidate": 8}
+    assert input_facts(right.manifest, right.spec_text) == InputFacts(
+        first_values=first_values, padded_left=frozenset()
+    )
+    assert input_facts(left.manifest, left.spec_text).padded_left == {("user", 8)}
     sequences = model_of(left, max_rows=8, max_requests=8).blocks.sequences
     assert sequences is not None
     assert sequences.kept("user", 224, 5) == [(0, 8), (8 + 19 * 8, 200), (219, 224)]

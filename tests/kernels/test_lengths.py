@@ -23,7 +23,7 @@ from kernels.ir.onnx_import import import_dense
 from kernels.ir.reference import evaluate
 from kernels.lengths.bind import bind, has_steps
 from kernels.lengths.columns import Mark, Shortened, Stretch
-from kernels.lengths.find import Found, find_sequences
+from kernels.lengths.find import Found, InputFacts, find_sequences
 from kernels.passes import optimise
 from kernels.program import A100, H100, Bucket, Precision, Target
 from tests import zoo
@@ -55,7 +55,8 @@ needs_shim = pytest.mark.skipif(shim.available() is not None, reason=str(shim.av
 
 def found_in(graph: Graph, *, left: bool = False) -> tuple[Found, Shortened]:
     """Find a graph's sequences; ``left``: the first is padded on the left."""
-    found = find_sequences(graph, {(name, 0) for name in graph.inputs} if left else ())
+    places = {(name, 0) for name in graph.inputs}
+    found = find_sequences(graph, InputFacts(padded_left=places if left else ()))
     assert found.shortened is not None, found.whole
     check(found.graph)
     return found, found.shortened
@@ -229,6 +230,20 @@ def test_as_few_masks_are_marks_as_there_are_needed() -> None:
     sample = ragged(graph, shortened, {"candidate": [2, 5, 0]}, 1)
     assert length_of(sample, shortened) == 5
     assert_equal(graph, sample, found, 5)
+
+
+def test_what_is_looked_up_is_no_mask() -> None:
+    """A weight of one column a step, of an embedding table, is 0 by chance at best."""
+    graph = graph_of(masked_mean)
+    only_numbers = {"candidate": STEPS * D}
+    assert find_sequences(graph, InputFacts(first_values=only_numbers)).shortened is not None
+    looked_up = {"candidate": STEPS * D + STEPS}
+    found = find_sequences(graph, InputFacts(first_values=looked_up))
+    assert found.shortened is None
+    assert set(found.whole.values()) == {"no input looks like its mask"}
+    _, shortened = found_in(graph)
+    with pytest.raises(ValueError, match="candidate: a mask lies in column 160, before 180"):
+        shortened.lengths("candidate", np.zeros((2, QUERY)), first=STEPS * D + STEPS)
 
 
 def test_a_mask_with_holes_reaches_to_its_last_step() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
 from pathlib import Path
 
 import attrs
@@ -11,7 +10,7 @@ import numpy as np
 
 from kernels.bench.graphs import graph_of
 from kernels.bench.models import MODELS
-from kernels.bundle.load import load_bundle
+from kernels.bundle.load import Bundle, load_bundle
 from kernels.compiler import Options, compile_graph
 from kernels.errors import KernelsError
 from kernels.gpu.executor import Compile, Model
@@ -19,8 +18,8 @@ from kernels.gpu.lanes import Blocks
 from kernels.gpu.model import cost_of
 from kernels.ir.node import Graph
 from kernels.ir.onnx_import import import_dense
-from kernels.lengths.find import Found, find_sequences
-from kernels.lengths.side import padded_left
+from kernels.lengths import find
+from kernels.lengths.side import input_facts
 
 _SEED = 1
 
@@ -38,7 +37,7 @@ class Subject:
     graph: Graph
     options: Options
     compile: Compile
-    found: Found
+    found: find.Found
 
     def width(self, side: str) -> int:
         """Return the columns of an input; 0 if the graph has none of that name."""
@@ -71,11 +70,12 @@ class Subject:
 def subject_of(
     graph: Graph,
     options: Options | None = None,
-    left: Collection[tuple[str, int]] = (),
+    held: Bundle | None = None,
 ) -> Subject:
-    """Return a graph as a subject; ``left`` is where lists begin that are padded on the left."""
+    """Return a graph as a subject, which may be of a bundle."""
     options = options or Options()
-    found = find_sequences(graph, left)
+    facts = find.InputFacts() if held is None else input_facts(held.manifest, held.spec_text)
+    found = find.find_sequences(graph, facts)
     # Every way to keep lanes apart runs the same programs: planned once, they open faster.
     planned = functools.cache(functools.partial(compile_graph, found.graph, options=options))
     return Subject(
@@ -92,7 +92,7 @@ def open_subject(bundle: Path | None, model: str | None, options: Options | None
     if bundle is not None:
         held = load_bundle(bundle)
         graph = import_dense(held.dense_model(), held.manifest.model)
-        return subject_of(graph, options, padded_left(held.manifest, held.spec_text))
+        return subject_of(graph, options, held)
     if model is None or model not in MODELS:
         raise KernelsError(f"no model {model!r}; there are {', '.join(MODELS)}")
     chosen = MODELS[model]
