@@ -23,7 +23,8 @@ from kernels.plan.matrix import ELEMENTS, Matrix
 from kernels.plan.pack import Blob
 from kernels.plan.phases import SEQUENCES, Kind, Phase, plan_phases
 from kernels.plan.sequence_phase import sequence_launch, unsupported
-from kernels.plan.tile import TileBuilder, TileShape
+from kernels.plan.shape import TileShape
+from kernels.plan.tile import TileBuilder
 from kernels.plan.tile_kernel import TileKernel, assemble, describe, has_streams, launch
 from kernels.plan.wide_phase import (
     quantised,
@@ -58,6 +59,7 @@ _ALL_STEPS: Final = 1 << 30
 _SMALL_TILES: Final = tuple(TileShape(rows, 1) for rows in (8, 4, 2, 1))
 _TILE_INCLUDES: Final = '#include "math.cuh"\n#include "tile.cuh"\n'
 _FLOAT_INCLUDES: Final = '#include "tile_tf32.cuh"\n'
+_GROUP_INCLUDE: Final = '#include "tile_wgmma.cuh"\n'
 
 
 @attrs.frozen
@@ -279,6 +281,8 @@ class _Compiler:
         includes = _TILE_INCLUDES + (INCLUDE if kernel.builder.gathers else "")
         if not self.options.precision.has_halves:
             includes += _FLOAT_INCLUDES
+        if kernel.builder.shape.groups:
+            includes += _GROUP_INCLUDE
         source = self._source(includes + kernel.text)
         at = self.weights.add(kernel.blob.bytes())
         rows = self._rows(phase.lead)
@@ -371,15 +375,19 @@ class _Compiler:
         """Return cuts to try, best first."""
         if self.options.tile is not None:
             return [self.options.tile]
-        rows = self._rows(phase.lead)
-        large = [TileShape(32, 1)] if rows > _MIDDLE_ROWS else []
+        rows, n_sms = self._rows(phase.lead), self.target.n_sms
+        smallest = [TileShape(16, 1), *_SMALL_TILES]
         if not has_streams(self.target):
-            return [*large, TileShape(16, 1), *_SMALL_TILES]
-        if large or self._streamed_bytes(phase) < _SPLIT_BYTES:
-            clusters = [1]
-        else:
-            clusters = [8, 4, 2, 1] if rows <= _SMALL_ROWS else [2, 1]
-        return [*large, *(TileShape(16, cluster) for cluster in clusters), *_SMALL_TILES]
+            return [TileShape(32, 1), *smallest] if rows > _MIDDLE_ROWS else smallest
+        if self._streamed_bytes(phase) < _SPLIT_BYTES:
+            return [TileShape(32, 1), *smallest] if rows > 16 * n_sms else smallest
+        if rows <= _SMALL_ROWS:
+            return [*(TileShape(16, cluster) for cluster in (8, 4, 2)), *smallest]
+        # Pairs of blocks, while all run at once: a second wave would take as long as the first.
+        for tile_rows in (16, 32):
+            if -(-rows // tile_rows) * 2 <= n_sms:
+                return [TileShape(tile_rows, 2), TileShape(16, 2), *smallest]
+        return [TileShape(32, 1), *smallest]
 
     def _streamed_bytes(self, phase: Phase) -> int:
         """Return the bytes of weights of the Linears that a tile phase computes."""

@@ -142,6 +142,7 @@ DEVICE u32 map_to_rank(u32 a, u32 rank) { u32 r; asm("mapa.shared::cluster.u32 %
 DEVICE void store_cluster_u32(u32 remote, u32 v) { asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(remote), "r"(v) : "memory"); }
 DEVICE void store_cluster_u32x4(u32 remote, U32x4 v) { asm volatile("st.shared::cluster.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(remote), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }  // of a thread that stored nothing, or fenced
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 DEVICE void cluster_sync() { cluster_arrive(); cluster_wait(); }
 

@@ -355,6 +355,7 @@ inline u32 map_to_rank(u32 a, u32 rank, TB_AT) { return tb::map_address(a, rank,
 inline void store_cluster_u32(u32 remote, u32 v, TB_AT) { tb::store_cluster(remote, v, at); }
 inline void store_cluster_u32x4(u32 remote, U32x4 v, TB_AT) { tb::store_cluster(remote, v, at); }
 inline void cluster_arrive(TB_AT) { tb::cluster_arrive(at); }
+inline void cluster_arrive_relaxed(TB_AT) { tb::cluster_arrive(at); }
 inline void cluster_wait(TB_AT) { tb::cluster_wait(at); }
 inline void cluster_sync(TB_AT) { tb::cluster_arrive(at); tb::cluster_wait(at); }
 

@@ -55,11 +55,13 @@ template <class Cfg> struct Tile {
       if (warp == NW) __syncwarp();
     }
   }
-  // The producer arrives without waiting; consumers wait until every block's barriers stand.
-  DEVICE void meet_producer() { if constexpr (C > 1) cluster_arrive(); else named_barrier_arrive(2, CONSUMERS + 32); }
+  // The producer arrives without waiting. Others wait until every block's barriers stand, and consumers until all of theirs have
+  // loaded; a cluster's arrive before they load, so that nobody waits for a peer's loads.
+  DEVICE void meet_producer() { if constexpr (C > 1) cluster_arrive_relaxed(); else named_barrier_arrive(2, CONSUMERS + 32); }
+  DEVICE void arrive() { if constexpr (C > 1) cluster_arrive_relaxed(); }
   DEVICE void meet_consumer() {
-    if constexpr (C > 1) cluster_sync();
-    else if (Cfg::STREAM) named_barrier(2, CONSUMERS + 32);
+    if constexpr (C > 1) { cluster_wait(); sync(); }
+    else if constexpr (Cfg::STREAM) { fence_values(); named_barrier(2, CONSUMERS + 32); }
   }
   DEVICE void close_producer() { if constexpr (C > 1) { cluster_wait(); cluster_sync(); } }
   DEVICE void close_consumer() { if constexpr (C > 1) cluster_sync(); }  // a peer may still write here
@@ -68,15 +70,24 @@ template <class Cfg> struct Tile {
     base = main.base; ring = main.ring; warp = main.warp - first_warp; lane = main.lane;
     row0 = main.row0; n_rows = main.n_rows; rank = main.rank; slot = 0; parity = 0; n_gathers = 0;
   }
-  DEVICE void meet_side() { if constexpr (C > 1) cluster_sync(); }
+  DEVICE void meet_side() { if constexpr (C > 1) cluster_wait(); }
   DEVICE bool is_idle() const { return row0 >= n_rows; }
 
-  DEVICE void sync() { named_barrier(Cfg::BARRIER, CONSUMERS); }
+  // Tiles of 64 rows are read by wgmma, of another proxy than what stored them.
+  DEVICE void fence_values() { if constexpr (R == 64) fence_async_shared(); }
+  DEVICE void sync() { fence_values(); named_barrier(Cfg::BARRIER, CONSUMERS); }
   DEVICE void next() { if (++slot == NS) { slot = 0; parity ^= 1; } }
+  // A warp has stored and sent its columns; the peers send `bytes` in all.
+  DEVICE void arrive_at_gather(u32 bytes) {
+    if (lane != 0) return;
+    if (warp == 0) mbarrier_arrive_expect(gather_bar(), bytes); else mbarrier_arrive(gather_bar());
+  }
   // Every warp of this block has arrived and the peers' columns are here.
   DEVICE void gathered() {
     if constexpr (C > 1) { mbarrier_wait_cluster(gather_bar(), n_gathers >> 1 & 1); n_gathers++; } else sync();
   }
+  // The first of the tile's rows that are this block's, where blocks share the rows.
+  DEVICE int share_begin() const { return (int)rank * (R / C); }
   // The row of the batch that tile row r stands for: the last one again beyond the end.
   DEVICE int row(int r) const { int i = row0 + r; return i < n_rows ? i : n_rows - 1; }
 };
@@ -328,7 +339,62 @@ template <class T, int CHAINS, int MT, int TN> struct Products {
 };
 
 // ---- Linear: N columns over the tensor cores, from values of halves, or of floats where Cfg::T is Tf32
-//
+
+// Streams the weights of K steps, STEP bytes each, KS to a stage.
+template <int K, int KS, int STEP, class Cfg> DEVICE void produce_stream(Tile<Cfg>& tile, const u8*& weights) {
+  for (int k = 0; k < K; k += KS) {
+    const int bytes = (K - k < KS ? K - k : KS) * STEP;
+    mbarrier_wait(tile.empty(tile.slot), tile.parity ^ 1);
+    mbarrier_arrive_expect(tile.full(tile.slot), bytes);
+    bulk_copy_to_shared(tile.ring + tile.slot * Cfg::SB, weights, bytes, tile.full(tile.slot));
+    weights += bytes;
+    tile.next();
+  }
+}
+// Makes columns c and c + 1 of row r, of N that are wanted and WIDTH that there are; those beyond N become zeros.
+template <int N, int WIDTH, class Epilogue> DEVICE void make_pair(int r, int c, float& v0, float& v1, const Epilogue& epilogue) {
+  if (WIDTH == N || c < N) epilogue(r, c, v0, v1); else v0 = 0.f;
+  if (WIDTH != N && c + 1 >= N) v1 = 0.f;
+}
+template <class Cfg, bool HALVES> DEVICE void store_pair(u32 value, int r, int c, float v0, float v1) {
+  if constexpr (HALVES) store_shared_u32(half_address<Cfg::R>(value, r, c), Cfg::T::pack2(v0, v1));
+  else { store_shared_f32(float_address<Cfg::R>(value, r, c), v0); store_shared_f32(float_address<Cfg::R>(value, r, c + 1), v1); }
+}
+
+// Linear::fold: adds a pair of columns, times their factors, to sums of a row; the lanes of a quad add up what they have, and
+// store it as one of the block's PARTS / OUT parts, of which MADE are made and the rest are zeros; then the peers are sent it.
+template <int OUT, int COLUMNS> DEVICE void add_folded(float* sums, u32 factors, int column, float v0, float v1) {
+#pragma unroll
+  for (int n = 0; n < OUT; n++) {
+    const F32x2 w = load_shared_f32x2(factors + (n * COLUMNS + column) * 4);
+    sums[n] += v0 * w.x + v1 * w.y;
+  }
+}
+template <class Cfg, int OUT, int PARTS, int MADE> DEVICE void store_folded(const Tile<Cfg>& tile, u32 value, int r, int part, const float* sums) {
+#pragma unroll
+  for (int n = 0; n < OUT; n++) {
+    float v = sums[n];
+    v += shuffle_xor(v, 1);
+    v += shuffle_xor(v, 2);
+    if ((tile.lane & 3) != 0) continue;
+    store_shared_f32(float_address<Cfg::R>(value, r, (int)tile.rank * PARTS + part * OUT + n), v);
+    if (part == 0)
+      for (int k = MADE; k < PARTS / OUT; k++) store_shared_f32(float_address<Cfg::R>(value, r, (int)tile.rank * PARTS + k * OUT + n), 0.f);
+  }
+}
+template <class Cfg, int PARTS> DEVICE void send_folded(Tile<Cfg>& tile, u32 value) {
+  if constexpr (Cfg::C > 1) {
+    constexpr int BYTES = PARTS * Cfg::R * 4;
+    fence_async_shared();
+    tile.sync();
+    if (tile.warp == 0 && tile.lane < Cfg::C && tile.lane != (int)tile.rank) {
+      const u32 from = value + tile.rank * BYTES;
+      bulk_copy_to_cluster(map_to_rank(from, tile.lane), from, BYTES, map_to_rank(tile.gather_bar(), tile.lane));
+    }
+    tile.arrive_at_gather((Cfg::C - 1) * BYTES);
+  }
+}
+
 // acc[m][j] holds rows 16 m .. and the j-th of the warp's TN tiles of 8 columns. K runs in steps of 64 bytes, 32 halves: a
 // weight chunk of 512 bytes a tile holds the B fragments of two m16n8k16 products, one 16-byte load a lane.
 template <class Cfg, int N> struct Linear {
@@ -339,16 +405,7 @@ template <class Cfg, int N> struct Linear {
   static_assert(!Cfg::STREAM || KS >= 1, "a stage holds less than one step");
   struct Sums { float acc[CHAINS][MT][TN][4]; };
 
-  template <int STEPS> static DEVICE void produce(Tile<Cfg>& tile, const u8*& weights) {
-    for (int k = 0; k < STEPS; k += KS) {
-      const int bytes = (STEPS - k < KS ? STEPS - k : KS) * STEP;
-      mbarrier_wait(tile.empty(tile.slot), tile.parity ^ 1);
-      mbarrier_arrive_expect(tile.full(tile.slot), bytes);
-      bulk_copy_to_shared(tile.ring + tile.slot * Cfg::SB, weights, bytes, tile.full(tile.slot));
-      weights += bytes;
-      tile.next();
-    }
-  }
+  template <int STEPS> static DEVICE void produce(Tile<Cfg>& tile, const u8*& weights) { produce_stream<STEPS, KS, STEP>(tile, weights); }
   static DEVICE void clear(Sums& s) {
 #pragma unroll
     for (int h = 0; h < CHAINS; h++)
@@ -414,10 +471,8 @@ template <class Cfg, int N> struct Linear {
             float v0 = s.acc[0][m][j][2 * h] + b.x, v1 = s.acc[0][m][j][2 * h + 1] + b.y;
             if (CHAINS == 2) { v0 += s.acc[CHAINS - 1][m][j][2 * h]; v1 += s.acc[CHAINS - 1][m][j][2 * h + 1]; }
             const int r = m * 16 + h * 8 + (tile.lane >> 2);
-            if (TILES * C * 8 == N || c < N) epilogue(r, c, v0, v1); else v0 = 0.f;
-            if (TILES * C * 8 != N && c + 1 >= N) v1 = 0.f;
-            if constexpr (HALVES) store_shared_u32(half_address<R>(value, r, c), Cfg::T::pack2(v0, v1));
-            else { store_shared_f32(float_address<R>(value, r, c), v0); store_shared_f32(float_address<R>(value, r, c + 1), v1); }
+            make_pair<N, TILES * C * 8>(r, c, v0, v1, epilogue);
+            store_pair<Cfg, HALVES>(value, r, c, v0, v1);
           }
       }
     }
@@ -429,12 +484,52 @@ template <class Cfg, int N> struct Linear {
         const u32 from = value + (first + t0) * TILE_BYTES;
         bulk_copy_to_cluster(map_to_rank(from, tile.lane), from, n * TILE_BYTES, map_to_rank(tile.gather_bar(), tile.lane));
       }
-      if (tile.lane == 0) {
-        if (tile.warp == 0) mbarrier_arrive_expect(tile.gather_bar(), (C - 1) * TILES * TILE_BYTES); else mbarrier_arrive(tile.gather_bar());
-      }
+      tile.arrive_at_gather((C - 1) * TILES * TILE_BYTES);
     }
   }
+  // Instead of storing them: sums of its columns times factors (floats in shared memory, [OUT][this block's columns]), each
+  // warp's a part of `value`; see store_folded.
+  template <int OUT, int PARTS, class Epilogue> static DEVICE void fold(Tile<Cfg>& tile, Sums& s, u32 value, u32 bias, u32 factors, Epilogue epilogue) {
+    float sums[MT][2][OUT] = {};
+#pragma unroll
+    for (int j = 0; j < TN; j++) {
+      const int t = tile.warp * TN + j, column = t * 8 + 2 * (tile.lane & 3), c = (int)tile.rank * (TILES * 8) + column;
+      if (t >= TILES) continue;
+      const F32x2 b = load_shared_f32x2(bias + column * 4);
+#pragma unroll
+      for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          float v0 = s.acc[0][m][j][2 * h] + b.x, v1 = s.acc[0][m][j][2 * h + 1] + b.y;
+          if (CHAINS == 2) { v0 += s.acc[CHAINS - 1][m][j][2 * h]; v1 += s.acc[CHAINS - 1][m][j][2 * h + 1]; }
+          make_pair<N, TILES * C * 8>(m * 16 + h * 8 + (tile.lane >> 2), c, v0, v1, epilogue);
+          add_folded<OUT, TILES * 8>(sums[m][h], factors, column, v0, v1);
+        }
+    }
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+      for (int h = 0; h < 2; h++) store_folded<Cfg, OUT, PARTS, NW>(tile, value, m * 16 + h * 8 + (tile.lane >> 2), tile.warp, sums[m][h]);
+    send_folded<Cfg, PARTS>(tile, value);
+  }
 };
+// Zeros for columns FROM to TO of a value of halves, which are fewer than a warp's lanes.
+template <class Cfg, int FROM, int TO> DEVICE void zero_columns(const Tile<Cfg>& tile, u32 value) {
+  for (int r = tile.warp; r < Cfg::R; r += Cfg::NW)
+    for (int c = FROM + tile.lane; c < TO; c += 32) store_shared_u16(half_address<Cfg::R>(value, r, c), 0);
+}
+// Sends the peers this block's share of the rows of a value. gathered() must follow.
+template <class Cfg, int CHUNKS> DEVICE void exchange_rows(Tile<Cfg>& tile, u32 value) {
+  constexpr int BYTES = Cfg::R / Cfg::C * 16;
+  fence_async_shared();
+  tile.sync();
+  for (int i = tile.warp * 32 + tile.lane; i < CHUNKS * (Cfg::C - 1); i += Cfg::NW * 32) {
+    const u32 peer = (tile.rank + 1 + i / CHUNKS) % Cfg::C, from = value + (i % CHUNKS * Cfg::R + tile.share_begin()) * 16;
+    bulk_copy_to_cluster(map_to_rank(from, peer), from, BYTES, map_to_rank(tile.gather_bar(), peer));
+  }
+  __syncwarp();
+  tile.arrive_at_gather((Cfg::C - 1) * CHUNKS * BYTES);
+}
 // Zeros for the chunks of a value that nothing else writes, and that a Linear's last step will read.
 template <class Cfg> DEVICE void zero_chunks(const Tile<Cfg>& tile, u32 value, int first, int n) {
   for (int i = tile.warp * 32 + tile.lane; i < n * Cfg::R; i += Cfg::NW * 32) store_shared_u32x4(value + first * Cfg::R * 16 + i * 16, U32x4{0, 0, 0, 0});
@@ -478,6 +573,13 @@ template <class Cfg, int N, int K, int COLUMNS, class Eight, class One> DEVICE v
     for (int n = 0; n < N; n++) sum[n] += v * load_shared_f32(weights + (n * COLUMNS + k) * 4);
   }
 }
+// One source that Linear::fold has summed: COLUMNS floats [part][N] of a row, in whole chunks.
+template <class Cfg, int N, int COLUMNS> DEVICE void folded_part(u32 value, int r, int part, float* sum) {
+  constexpr int PARTS = 32 / power_of_two_below(Cfg::R / Cfg::NW);
+  for (int k = part; k < COLUMNS / N; k += PARTS)
+#pragma unroll
+    for (int n = 0; n < N; n++) sum[n] += load_float<Cfg::R>(value, r, k * N + n);
+}
 // out(r, g, n) = sum_k x(r, g, k) w[g or 0][k][n] for G groups of rows of weights, in fp32, a thread four rows of a column.
 // Weights are floats in global memory. For shapes that tensor cores do not suit, and for fp32 throughout.
 template <class Cfg, int G, int N, int K, bool GROUPED, class X, class To> DEVICE void contract(const Tile<Cfg>& tile, const float* weights, X x, To to) {
@@ -500,19 +602,29 @@ template <class Cfg, int G, int N, int K, bool GROUPED, class X, class To> DEVIC
 // Dot products of all pairs of F vectors of D elements of a row (DLRM's interaction, arXiv 1906.00091): a warp a row, on
 // the tensor cores. fetch(r, v, part, f) gives the D / 4 halves [part * D / 4 ..) of vector v < F as D / 8 words; the order
 // of columns within a product is free as long as A and B agree. to(r, i, j, dot) is called for j < i (DIAGONAL: j <= i).
-template <class Cfg, int F, int D, bool DIAGONAL, class Fetch, class To> DEVICE void pair_dots(const Tile<Cfg>& tile, Fetch fetch, To to) {
+// SPLIT: this block takes its share of the rows; exchange_rows must follow.
+template <class Cfg, int F, int D, bool DIAGONAL, bool SPLIT, class Fetch, class To> DEVICE void pair_dots(const Tile<Cfg>& tile, Fetch fetch, To to) {
   static_assert(F <= 32 && D % 32 == 0, "two m-tiles; a lane fetches 16 bytes at least");
   constexpr int MT = ceil_div(F, 16), WORDS = D / 8;
   const int g = tile.lane >> 2, t = tile.lane & 3;
-#pragma unroll 1
-  for (int r = tile.warp; r < Cfg::R; r += Cfg::NW) {
-    u32 f[2 * MT][WORDS];
+  u32 f[2 * MT][WORDS], next[2 * MT][WORDS];  // the next row's are on their way while a row is multiplied
+  const auto fetch_row = [&](int r) {
 #pragma unroll
     for (int j = 0; j < 2 * MT; j++) {
 #pragma unroll
-      for (int i = 0; i < WORDS; i++) f[j][i] = 0;
-      if (8 * j + g < F) fetch(r, 8 * j + g, t, f[j]);
+      for (int i = 0; i < WORDS; i++) next[j][i] = 0;
+      if (8 * j + g < F) fetch(r, 8 * j + g, t, next[j]);
     }
+  };
+  const int begin = SPLIT ? tile.share_begin() : 0, end = SPLIT ? begin + Cfg::R / Cfg::C : Cfg::R;
+  if (begin + tile.warp < end) fetch_row(begin + tile.warp);
+#pragma unroll 1
+  for (int r = begin + tile.warp; r < end; r += Cfg::NW) {
+#pragma unroll
+    for (int j = 0; j < 2 * MT; j++)
+#pragma unroll
+      for (int i = 0; i < WORDS; i++) f[j][i] = next[j][i];
+    if (r + Cfg::NW < end) fetch_row(r + Cfg::NW);
     float acc[MT][2 * MT][4];
 #pragma unroll
     for (int m = 0; m < MT; m++)

@@ -34,14 +34,18 @@ inline void store_cluster_async(u32 remote, float a, float b, float c, float d, 
 template <int N> inline void registers_grow() {}
 template <int N> inline void registers_shrink() {}
 
+// The address's 16 bytes in the low half, as kernels add to it; above it, chunk_bytes, or 0 for rows that are swizzled.
 inline u64 wgmma_descriptor(u32 a) { return a >> 4; }
+inline u64 wgmma_chunk_descriptor(u32 a, u32 chunk_bytes) { return a >> 4 | (u64)chunk_bytes << 32; }
 inline void wgmma_fence() {}
 inline void wgmma_commit() {}
 template <int N> inline void wgmma_wait(TB_AT) { tb::sync_warp(~0u, at); }
 inline void wgmma_settle(float*) {}
 template <class T> inline void tb_wgmma_row(float* to, u64 descriptor, u32 row, tb::At at) {
+  const u32 address = (u32)(descriptor << 4), chunk_bytes = (u32)(descriptor >> 32);
   for (u32 half = 0; half < 2; half++) {
-    const U32x4 v = tb::load<U32x4>(tb_swizzled((u32)(descriptor << 4) + row * 128 + half * 16, 128), at);
+    const u32 from = chunk_bytes ? address + half * chunk_bytes + row * 16 : tb_swizzled(address + row * 128 + half * 16, 128);
+    const U32x4 v = tb::load<U32x4>(from, at);
     const u32 words[4] = {v.x, v.y, v.z, v.w};
     for (u32 i = 0; i < 8; i++) to[half * 8 + i] = T::unpack((u16)(words[i / 2] >> (i % 2 * 16)));
   }

@@ -65,17 +65,32 @@ def pack_floats(weight: F32, rank: int, cluster: int, precision: Precision) -> U
     return np.ascontiguousarray(ordered).view(np.uint8).ravel()
 
 
-def rank_tiles(n: int, cluster: int) -> int:
+def pack_chunks(columns: F32, precision: Precision) -> U8:
+    """Pack one block's columns of a Linear as wgmma reads B: in chunks, not swizzled.
+
+    Args:
+        columns: float32 ``[k, columns]``, both multiples of 8.
+        precision: Of the halves; FP32 has none.
+
+    Returns:
+        ``[k / 8][column][8 of k]`` halves.
+    """
+    halves = to_storage(columns, precision).reshape(len(columns) // 8, 8, -1)
+    return np.ascontiguousarray(halves.transpose(0, 2, 1)).view(np.uint8).ravel()
+
+
+def rank_tiles(n: int, cluster: int, multiple: int = 1) -> int:
     """Return the tiles of 8 columns that each block of a cluster computes of ``n`` columns."""
-    return math.ceil(math.ceil(n / 8) / cluster)
+    return math.ceil(math.ceil(n / 8) / (cluster * multiple)) * multiple
 
 
-def rank_columns(array: F32, rank: int, cluster: int) -> F32:
-    """Return the entries of ``[n]`` for one block's columns, zeros beyond n."""
-    tiles = rank_tiles(array.shape[0], cluster)
-    padded = np.zeros(tiles * 8 * cluster, np.float32)
-    padded[: array.shape[0]] = array
-    return padded[rank * tiles * 8 : (rank + 1) * tiles * 8]
+def rank_columns(array: F32, rank: int, cluster: int, multiple: int = 1) -> F32:
+    """Return what of ``[..., n]`` is for one block's columns, zeros beyond n."""
+    n = array.shape[-1]
+    width = rank_tiles(n, cluster, multiple) * 8
+    padded = np.zeros((*array.shape[:-1], width * cluster), np.float32)
+    padded[..., :n] = array
+    return padded[..., rank * width : (rank + 1) * width]
 
 
 class Blob:

@@ -21,6 +21,9 @@ _MOST_VECTORS = 32
 _DIM_STEP = 32
 _MOST_DIM = 128
 
+# Blocks of a cluster that share the rows; more would send each other many small pieces.
+_PAIR = 2
+
 
 @attrs.frozen(eq=False)
 class PairDots:
@@ -123,22 +126,23 @@ def pair_dots(b: TileBuilder, node: Node) -> None:
         else f"store_shared_f32(float_address<Cfg::R>({value.name}, r, c), dot);"
     )
 
+    split = in_halves and b.shape.cluster == _PAIR
+
     def text() -> str:
-        zeros = ""
+        last = ""
         if value.halves and value.columns > value.width:
-            zeros = (
-                f"for (int r = tile.warp; r < Cfg::R; r += Cfg::NW) "
-                f"for (int c = {value.width} + tile.lane; c < {value.columns}; c += 32) "
-                f"store_shared_u16(half_address<Cfg::R>({value.name}, r, c), 0);"
-            )
-        diagonal = "true" if any(i == j for i, j in pairs.pairs) else "false"
+            last = f"zero_columns<Cfg, {value.width}, {value.columns}>(tile, {value.name}); "
+        if split:
+            last += f"exchange_rows<Cfg, {value.chunks}>(tile, {value.name});"
+        flags = (any(i == j for i, j in pairs.pairs), *([split] if in_halves else []))
+        which = ", ".join("true" if flag else "false" for flag in flags)
         name = "pair_dots" if in_halves else "pair_dots_floats"
         return (
-            f"{name}<Cfg, {pairs.n}, {pairs.dim}, {diagonal}>(tile, {function}, "
+            f"{name}<Cfg, {pairs.n}, {pairs.dim}, {which}>(tile, {function}, "
             f"[&](int r, int i, int j, float dot) {{ const int c = {where}; "
-            f"if ({'true' if direct else 'c >= 0'}) {store} }}); {zeros}"
+            f"if ({'true' if direct else 'c >= 0'}) {store} }}); {last}"
         )
 
     flops = 2 * pairs.n * pairs.n * pairs.dim
     title = f"pair dots {pairs.n} x {pairs.dim}"
-    b.add(Step(title, text, tuple(fetches), (value,), flops=flops))
+    b.add(Step(title, text, tuple(fetches), (value,), shared=split, flops=flops))

@@ -61,24 +61,34 @@ class Value:
         return -(-self.chunks * rows * 16 // _ALIGNMENT) * _ALIGNMENT
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Stream:
     """Weights of one tensor-core Linear, as the producer streams them.
 
     Attributes:
         n: Columns.
         blocks: float32 ``[k_i, n]``, one for each source.
-        depth: Rows of a block that a step multiplies: 64 bytes of a value.
+        inputs: Each source's value, and the column of it that it begins at.
+        depth: Rows of weights that a step multiplies.
+        awaited: The source, if any, that is gathered while the Linear multiplies: of it a block
+            takes its own columns first, then the peers'. It comes last.
     """
 
     n: int
     blocks: tuple[F32, ...]
+    inputs: tuple[tuple[Value, int], ...]
     depth: int = 32
+    awaited: int | None = None
 
     @property
-    def steps(self) -> tuple[int, ...]:
-        """Steps of each block."""
-        return tuple(-(-block.shape[0] // self.depth) for block in self.blocks)
+    def k(self) -> int:
+        """Rows of weights."""
+        return sum(len(block) for block in self.blocks)
+
+    @property
+    def order(self) -> list[int]:
+        """The sources as they are multiplied."""
+        return sorted(range(len(self.blocks)), key=lambda each: each == self.awaited)
 
 
 @attrs.define(eq=False)
@@ -89,7 +99,8 @@ class Step:
         title: For plans that people read.
         text: Makes the CUDA text, once memory is allotted.
         loads: Whether it only brings inputs in: it needs neither constants nor peers.
-        stream: Of a tensor-core Linear. Its result is gathered from the blocks of a cluster.
+        stream: Of a tensor-core Linear.
+        shared: Whether each block of a cluster makes a part of the result, which is gathered.
         flops: Multiply-adds times two, for one row.
     """
 
@@ -99,7 +110,16 @@ class Step:
     writes: Sequence[Value] = ()
     loads: bool = False
     stream: Stream | None = None
+    shared: bool = False
     flops: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.shared |= self.stream is not None
+
+    @property
+    def awaits(self) -> bool:
+        """Whether it gathers, while it multiplies, what the step before it made."""
+        return self.stream is not None and self.stream.awaited is not None
 
 
 @attrs.define(eq=False)
@@ -168,7 +188,7 @@ def side_steps(steps: Sequence[Step]) -> list[Step]:
     found: list[Step] = []
     made = set[Value]()
     for step in steps:
-        if step.stream is not None or not waiting.isdisjoint(step.reads):
+        if step.shared or not waiting.isdisjoint(step.reads):
             waiting.update(step.writes)
         elif (
             not step.loads
@@ -181,29 +201,39 @@ def side_steps(steps: Sequence[Step]) -> list[Step]:
     return found if any(step.stream is not None for step in steps) else []
 
 
-def allot(steps: Sequence[Step], rows: int, *, gathers: bool, beside: Sequence[Step] = ()) -> int:
+def allot(
+    steps: Sequence[Step],
+    rows: int,
+    *,
+    gathers: bool,
+    whole: bool = False,
+    beside: Sequence[Step] = (),
+) -> int:
     """Give every value its offset; values that are not needed at once share memory.
 
     Args:
         steps: In the order in which they run; their values get their offsets.
         rows: Of the tile.
         beside: Steps that run at any time beside the others: what they touch is never overwritten.
-        gathers: Whether a Linear's columns come from other blocks. A block that is ahead writes
+        gathers: Whether parts of a value come from other blocks. A block that is ahead writes
             them as soon as it has passed the gather before, for which it needs only those warps of
             this block that send; others may still be reading for steps since the gather before
             that one, where all warps met. So such a value lives from that gather on. And the
             copies of this block's own columns to others are known to have ended only when the
             next gather has: it lives until then.
+        whole: Whether a block sends only once all its warps have come so far: then nobody still
+            reads for steps before the gather that was passed.
 
     Returns:
         Bytes in all.
     """
     lives: dict[Value, tuple[int, int]] = {}
-    gathered = [i for i, step in enumerate(steps) if gathers and step.stream is not None]
+    gathered = [i for i, step in enumerate(steps) if gathers and step.shared]
     for index, step in enumerate(steps):
         birth = death = index
         if index in gathered:
-            birth = ([-1, -1] + [i for i in gathered if i < index])[-2] + 1
+            passed = [-1, -1, *(i for i in gathered if i < index)]
+            birth = passed[-1 if whole else -2] + 1
             death = min((i for i in gathered if i > index), default=len(steps))
         for value in step.writes:
             first, last = lives.get(value, (birth, death))

@@ -21,6 +21,7 @@ from kernels.plan.matrix import Matrix
 from kernels.plan.pack import Blob
 from kernels.plan.pairs import PairDots, match_pair_dots, pair_dots
 from kernels.plan.phases import Phase, aligned_view, matrix_view
+from kernels.plan.shape import TileShape
 from kernels.plan.steps import Constants, Step, Value
 from kernels.program import Precision, Role
 
@@ -35,21 +36,6 @@ _FRAGMENT_ROWS: Final = 16
 # A matrix is loaded whole if so much of it is read, and if it leaves room for the rest.
 _MOST_OF_A_BLOCK: Final = 0.6
 _LARGEST_BLOCK: Final = 65_536
-
-
-@attrs.frozen
-class TileShape:
-    """How a tile kernel is cut.
-
-    Attributes:
-        rows: Of a tile; 16 or more for tensor cores.
-        cluster: Blocks that share a tile.
-        warps: That consume.
-    """
-
-    rows: int
-    cluster: int
-    warps: int = 8
 
 
 @attrs.define(eq=False)
@@ -208,7 +194,7 @@ class TileBuilder:
         n = node.dims[-1]
         if node.arg.grouped:
             widths = [source.dims[-1] for source in node.sources[: node.arg.n_inputs]]
-            whole = not any(width % 8 for width in widths) and n % (8 * self.shape.cluster) == 0
+            whole = not any(width % 8 for width in widths) and n % self.shape.quantum == 0
             return len(node.dims) == 2 and n > NARROW and whole
         return len(node.dims) == 1 and n > NARROW
 
@@ -242,7 +228,7 @@ class TileBuilder:
             pair_dots(self, node)
         elif node.op is Op.LINEAR:
             tile_linear.linear(self, node, node)
-        elif node.op in ELEMENTWISE and (fused := self._fusable(node)) is not None:
+        elif node.op in ELEMENTWISE and (fused := self.fusable(node)) is not None:
             tile_linear.linear(self, fused, node)
         else:
             tile_rows.store(self, node)
@@ -259,7 +245,7 @@ class TileBuilder:
         elif node.op is not Op.TO_ROWS:
             self.store(node)
 
-    def _fusable(self, root: Node) -> Node | None:
+    def fusable(self, root: Node) -> Node | None:
         """Find the Linear whose epilogue can be all elementwise ops up to ``root``."""
         found: list[Node] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -10,15 +11,17 @@ import numpy as np
 
 from kernels.ir.node import Lead
 from kernels.plan.matrix import Matrix
-from kernels.plan.pack import Blob, pack_fragments, rank_tiles
+from kernels.plan.pack import Blob
+from kernels.plan.shape import TileShape
 from kernels.plan.steps import Step, allot, needs_barrier, order, side_steps
 from kernels.plan.tile import TileBuilder
 from kernels.program import Argument, Launch, Pointer, Precision, Role, Target
 
 # A stage of the ring holds about so many bytes: large enough that a copy's latency is amortised,
-# small enough that several are in flight.
-_STAGE_BYTES = 16_384
-_MOST_STAGES = 8
+# small enough that several are in flight; and so many stages at most.
+_STAGES = (16_384, 8)
+# A tile of 64 rows leaves less room: of few stages too many bytes would be read or just freed.
+_GROUP_STAGES = (8_192, 16)
 _FEWEST_STAGES = 3
 _CONSTANTS_OFFSET = 512
 
@@ -127,24 +130,26 @@ def _layout(
     builder: TileBuilder, steps: Sequence[Step], side: Sequence[Step], target: Target
 ) -> Layout | None:
     rows, cluster = builder.shape.rows, builder.shape.cluster
-    values_size = allot(steps, rows, gathers=cluster > 1, beside=side)
+    values_size = allot(
+        steps, rows, gathers=cluster > 1, whole=builder.shape.groups > 0, beside=side
+    )
     constants = _CONSTANTS_OFFSET
     requests = constants + -(-builder.constants.shared_size // 128) * 128
     values = requests + -(-rows * 4 // 128) * 128
     ring = values + values_size
     room = target.shared_bytes - ring
-    strides = [
-        rank_tiles(step.stream.n, cluster) * 512 for step in steps if step.stream is not None
-    ]
+    shape = builder.shape
+    strides = [shape.step_bytes(step.stream.n) for step in steps if step.stream is not None]
     if room < 0:
         return None
     if not strides or not has_streams(target):
         return Layout(constants, requests, values, ring, 0, 0)
     # A stage holds whole steps of every Linear: of the widest at least one.
-    stage = max(stride * max(1, _STAGE_BYTES // stride) for stride in strides)
+    wanted, most = _GROUP_STAGES if shape.groups else _STAGES
+    stage = max(stride * max(1, wanted // stride) for stride in strides)
     if room // stage < _FEWEST_STAGES:
         stage = max(strides)
-    n_stages = min(_MOST_STAGES, room // stage)
+    n_stages = min(most, room // stage)
     if n_stages < _FEWEST_STAGES:
         return None
     return Layout(constants, requests, values, ring, stage, n_stages)
@@ -166,6 +171,9 @@ def _text(
 ) -> TileKernel:
     shape = builder.shape
     stream = layout.n_stages > 0 or shape.cluster > 1
+    main = [step for step in steps if step not in side]
+    if shape.groups and shape.cluster > 1:
+        _await_gathers(main, shape)
     # Names parameters and fills tables: comes first.
     bodies = {step: step.text() for step in steps}
     gathers = [line for gather in builder.gathers for line in gather.text(builder)]
@@ -176,10 +184,10 @@ def _text(
             [
                 builder.constants.bytes(rank),
                 *(
-                    pack_fragments(block, rank, shape.cluster, builder.precision)
+                    packed
                     for step in steps
                     if step.stream is not None
-                    for block in step.stream.blocks
+                    for packed in shape.packed(step.stream, rank, builder.precision)
                 ),
             ]
         )
@@ -226,13 +234,13 @@ def _text(
                 )
     if stream:
         lines += _producer(builder, steps, stride, size)
+        lines.append("tile.arrive();")
     if dependent:
         lines.append("wait_for_predecessor();")
     if gathers:
         lines += [*gathers, "tile.sync();"]
     if side:
         lines += _side(builder, entry, side, bodies)
-    main = [step for step in steps if step not in side]
     consumer, barriers = _consumer(builder, main, side, bodies, stream=stream)
     lines += [*consumer, "}"]
     return TileKernel(
@@ -246,6 +254,18 @@ def _text(
         tuple(side),
         barriers,
     )
+
+
+def _await_gathers(steps: Sequence[Step], shape: TileShape) -> None:
+    """Let Linears multiply a block's own columns of what was just computed, then the peers'."""
+    for before, step in itertools.pairwise(steps):
+        made, stream = before.stream, step.stream
+        if made is None or stream is None or made.n < before.writes[0].width:
+            continue
+        for source, (value, column) in enumerate(stream.inputs):
+            whole = column == 0 and len(stream.blocks[source]) == value.width == made.n
+            if value is before.writes[0] and whole and step.reads.count(value) == 1:
+                stream.awaited = source
 
 
 def _side(
@@ -285,22 +305,32 @@ def _all_threads(builder: TileBuilder) -> int:
 
 
 def _producer(builder: TileBuilder, steps: Sequence[Step], stride: int, size: int) -> list[str]:
-    lines = ["if (tile.warp == Cfg::NW) {", "tile.meet_producer();"]
-    lines += [
-        f"prefetch_rows<{matrix.row_bytes}>(tile, {builder.parameters[matrix]});"
-        for matrix in builder.fetched
-    ]
-    lines.append("if (tile.lane == 0) {")
+    shape = builder.shape
+    lines = ["if (tile.warp == Cfg::NW) {", "tile.meet_producer();", "if (tile.lane == 0) {"]
     if size:
         lines += [
             f"mbarrier_arrive_expect(tile.constants_bar(), {size});",
             f"bulk_copy_to_shared(constants, weights + tile.rank * {stride}, {size}, "
             "tile.constants_bar());",
         ]
+    streams: list[str] = []
     for step in steps:
         if step.stream is not None:
-            for n_steps in step.stream.steps:
-                lines.append(f"Linear<Cfg, {step.stream.n}>::produce<{n_steps}>(tile, stream);")
+            for source in step.stream.order:
+                n_times = shape.cluster if source == step.stream.awaited else 1
+                produce = f"{shape.linear}<Cfg, {step.stream.n}>::produce"
+                streams += [
+                    f"{produce}<{shape.steps(step.stream, source)}>(tile, stream);"
+                ] * n_times
+    # Copies queue up behind prefetches: what is waited for first comes first.
+    prefetches = [
+        f"prefetch_rows<{matrix.row_bytes}>(tile, {builder.parameters[matrix]});"
+        for matrix in builder.fetched
+    ]
+    if prefetches:
+        lines += [*streams[:1], "}", "__syncwarp();", *prefetches, "if (tile.lane == 0) {"]
+        streams = streams[1:]
+    lines += streams
     return [*lines, "}", "__syncwarp();", "tile.close_producer();", "return;", "}"]
 
 
@@ -327,7 +357,9 @@ def _consumer(
     beside = {value for step in side for value in step.writes}
     met, barriers = False, 0
     since: list[Step] = []
-    for step in steps:
+    for step, following in itertools.pairwise([*steps, None]):
+        assert step is not None
+        awaited_next = following is not None and following.awaits
         if not step.loads and not met:
             met = True
             lines += meeting
@@ -343,8 +375,8 @@ def _consumer(
             since = []
         lines += [f"// {step.title}", bodies[step]]
         since.append(step)
-        if step.stream is not None and cluster > 1:
-            lines.append("tile.gathered();")
+        if step.shared and cluster > 1:
+            lines += [] if awaited_next else ["tile.gathered();"]
             barriers += 1
             since = []
     if not met:

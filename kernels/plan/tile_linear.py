@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -12,11 +13,11 @@ from kernels.errors import GraphError
 from kernels.ir.build import make
 from kernels.ir.node import DType, Linear, Node, Op, topological
 from kernels.ir.rules import RULES
-from kernels.plan import tile, tile_rows
+from kernels.plan import tile, tile_folded, tile_rows
 from kernels.plan.expression import Expression
 from kernels.plan.index import Index, Term, add, mul, unflat
 from kernels.plan.matrix import Matrix, located
-from kernels.plan.pack import F32, pack_fragments, rank_columns
+from kernels.plan.pack import F32, pack_fragments
 from kernels.plan.phases import aligned_view, matrix_view
 from kernels.plan.steps import Step, Stream, Value
 
@@ -27,11 +28,24 @@ if TYPE_CHECKING:
 _MOST_TILES: Final = 16
 # The same of floats, whose fragments take more. More would need a ring of more bytes, too.
 _MOST_TILES_OF_FLOATS: Final = 8
+_CROWDED: Final = 64
+_ALL: Final = slice(None)
 
 
 def linear(b: TileBuilder, linear: Node, root: Node) -> None:
     """Make the steps of a Linear whose epilogue computes ``root``."""
     assert isinstance(linear.arg, Linear)
+    place_epilogue(b, linear, root)
+    if b.takes_fragments(linear):
+        _fragment_linear(b, linear, root)
+    elif len(linear.dims) == 1 and linear.width <= tile.NARROW:
+        _narrow_linear(b, linear, root)
+    else:
+        _contraction(b, linear, root)
+
+
+def place_epilogue(b: TileBuilder, linear: Node, root: Node) -> None:
+    """Place what the ops between a Linear and ``root`` read besides."""
     path = {linear}
     for node in topological([root]):
         if not path.isdisjoint(node.sources):
@@ -40,12 +54,6 @@ def linear(b: TileBuilder, linear: Node, root: Node) -> None:
         for source in node.sources:
             if source not in path:
                 b.place(source)
-    if b.takes_fragments(linear):
-        _fragment_linear(b, linear, root)
-    elif len(linear.dims) == 1 and linear.width <= tile.NARROW:
-        _narrow_linear(b, linear, root)
-    else:
-        _contraction(b, linear, root)
 
 
 def _epilogue(
@@ -73,41 +81,52 @@ def _epilogue(
 
 def _fragment_linear(b: TileBuilder, linear: Node, root: Node) -> None:
     assert isinstance(linear.arg, Linear)
-    arg = linear.arg
-    sources = linear.sources[: arg.n_inputs]
-    weight, bias = (each.array.astype(np.float32) for each in linear.sources[arg.n_inputs :])
-    groups = linear.dims[0] if arg.grouped else 1
     n = linear.dims[-1]
-    views = [_input(b, source) for source in sources]
-    value = b.value(linear.width, halves=root in b.wants_halves)
+    views = [input_view(b, source) for source in linear.sources[: linear.arg.n_inputs]]
+    # 64 rows of many floats would leave the ring no room.
+    crowded = b.shape.groups > 0 and linear.width >= _CROWDED
+    value = b.value(linear.width, halves=crowded or root in b.wants_halves)
     (b.halves if value.halves else b.floats)[root] = value
-    columns = _pass_columns(b, n)
-    for group in range(groups):
-        matrix = weight[group] if arg.grouped else weight
-        offsets = bias[group] if arg.grouped else bias
+    columns = pass_columns(b, n)
+    for group in range(linear.dims[0] if linear.arg.grouped else 1):
         for start in range(0, n, columns):
-            stop = min(start + columns, n)
-            blocks, inputs, first = [], [], 0
-            for source, (held, column) in zip(sources, views, strict=True):
-                k, before = source.dims[-1], column % held.per_chunk
-                block = np.zeros((before + k, stop - start), np.float32)
-                block[before:] = matrix[first : first + k, start:stop]
-                blocks.append(block)
-                inputs.append((held, column - before + group * k))
-                first += k
-            _fragment_step(
-                b,
-                linear,
-                root,
-                value,
-                group * n + start,
-                Stream(stop - start, tuple(blocks), 4 * views[0][0].per_chunk),
-                inputs,
-                offsets[start:stop],
-            )
+            part = weights_of(b, linear, views, group, slice(start, min(start + columns, n)))
+            _fragment_step(b, linear, root, value, group * n + start, *part)
 
 
-def _input(b: TileBuilder, source: Node) -> tuple[Value, int]:
+def weights_of(
+    b: TileBuilder,
+    linear: Node,
+    views: Sequence[tuple[Value, int]],
+    group: int = 0,
+    columns: slice = _ALL,
+) -> tuple[Stream, F32]:
+    """Return the weights of some columns of a Linear, as they are streamed, and their biases.
+
+    Args:
+        b: The tile's.
+        linear: Runs on the tensor cores.
+        views: Of each source: the value that holds it, and its first column there.
+        group: Of a grouped Linear.
+        columns: Of the group.
+    """
+    assert isinstance(linear.arg, Linear)
+    weight, bias = (each.array.astype(np.float32) for each in linear.sources[-2:])
+    if linear.arg.grouped:
+        weight, bias = weight[group], bias[group]
+    blocks, inputs, first = [], [], 0
+    for source, (held, column) in zip(linear.sources, views, strict=False):
+        k, before = source.dims[-1], column % held.per_chunk
+        block = np.pad(weight[first : first + k, columns], ((before, 0), (0, 0)))
+        blocks.append(block)
+        inputs.append((held, column - before + group * k))
+        first += k
+    n = blocks[0].shape[1]
+    depth = b.shape.depth(views[0][0].per_chunk)
+    return Stream(n, tuple(blocks), tuple(inputs), depth), bias[columns]
+
+
+def input_view(b: TileBuilder, source: Node) -> tuple[Value, int]:
     """Return a value that products can read and that holds a source, and its first column.
 
     Where columns of a loaded block do not begin at a chunk, the Linear reads from the chunk's
@@ -119,7 +138,7 @@ def _input(b: TileBuilder, source: Node) -> tuple[Value, int]:
     return half_view(b, source)
 
 
-def _pass_columns(b: TileBuilder, n: int) -> int:
+def pass_columns(b: TileBuilder, n: int) -> int:
     """Columns that one pass of a Linear computes: its sums must fit registers."""
     most = _MOST_TILES if b.precision.has_halves else _MOST_TILES_OF_FLOATS
     tiles = most * 16 // b.shape.rows * b.shape.warps
@@ -133,47 +152,63 @@ def _fragment_step(
     value: Value,
     column: int,
     stream: Stream,
-    inputs: Sequence[tuple[Value, int]],
     bias: F32,
 ) -> None:
-    cluster = b.shape.cluster
-    ranked = tuple(rank_columns(bias, rank, cluster) for rank in range(cluster))
-    bias_at = b.constants.add_ranked(ranked)
-    for (held, first), steps in zip(inputs, stream.steps, strict=True):
-        held.read_by_products(first + stream.depth * steps)
-    written = len(ranked[0]) * cluster
+    shape = b.shape
+    bias_at = b.constants.add_ranked(tuple(shape.share(bias, r) for r in range(shape.cluster)))
+    reserve_inputs(b, stream)
+    written = shape.columns(stream.n) * shape.cluster
     value.reserve(column + written)
-    epilogue, touched = [], list[Value]()
-    for bound, offset in (("v0", 0), ("v1", 1)):
-        at = unflat(add(Term("c"), column + offset), linear.dims)
-        epilogue.append(f"{{ {_epilogue(b, linear, root, at, bound)} }}")
-        touched += b.touched
-    reads = (*(held for held, _ in inputs), *touched)
+    epilogue, touched = epilogue_of_pairs(b, linear, root, column)
 
     def text() -> str:
-        name = f"Linear<Cfg, {stream.n}>"
-        rows = "Cfg::R * 16"
-        lines = [f"{name}::Sums sums;", f"{name}::clear(sums);"]
-        per = value.per_chunk
-        end = (column + written) // per
+        lines = products(b, stream)
+        end = (column + written) // value.per_chunk
         if end < value.chunks and column + stream.n >= value.width:
             # Before `finish`, where each warp arrives at the gather.
             lines.append(f"zero_chunks(tile, {value.name}, {end}, {value.chunks - end});")
-        for (held, first), steps in zip(inputs, stream.steps, strict=True):
-            lines.append(
-                f"{name}::accumulate<{steps}>(tile, sums, "
-                f"{held.name} + {first // held.per_chunk} * {rows}, stream);"
-            )
         lines.append(
-            f"{name}::finish<{'true' if value.halves else 'false'}>(tile, sums, "
-            f"{value.name} + {column // per} * {rows}, constants + {bias_at}, "
-            f"[&](int r, int c, float& v0, float& v1) {{ {' '.join(epilogue)} }});"
+            f"{shape.linear}<Cfg, {stream.n}>::finish<{'true' if value.halves else 'false'}>("
+            f"tile, sums, {value.name} + {column // value.per_chunk} * Cfg::R * 16, "
+            f"constants + {bias_at}, {epilogue});"
         )
         return "{ " + " ".join(lines) + " }"
 
-    k = sum(block.shape[0] for block in stream.blocks)
-    title = f"linear {k} -> {stream.n}" + ("" if root is linear else f", then {root.op}")
-    b.add(Step(title, text, reads, (value,), stream=stream, flops=2 * k * stream.n))
+    title = f"linear {stream.k} -> {stream.n}" + ("" if root is linear else f", then {root.op}")
+    reads = (*(held for held, _ in stream.inputs), *touched)
+    b.add(Step(title, text, reads, (value,), stream=stream, flops=2 * stream.k * stream.n))
+
+
+def reserve_inputs(b: TileBuilder, stream: Stream) -> None:
+    """Make sure that what the last steps of a stream read is there: weights of zero follow."""
+    for source, (held, first) in enumerate(stream.inputs):
+        held.read_by_products(first + stream.depth * b.shape.steps(stream, source))
+
+
+def products(b: TileBuilder, stream: Stream) -> list[str]:
+    """Return statements that make ``sums`` of all of a stream's sources."""
+    name = f"{b.shape.linear}<Cfg, {stream.n}>"
+    lines = [f"{name}::Sums sums;", f"{name}::clear(sums);"]
+    for source in stream.order:
+        held, first = stream.inputs[source]
+        accumulate = "accumulate_gathered" if source == stream.awaited else "accumulate"
+        lines.append(
+            f"{name}::{accumulate}<{b.shape.steps(stream, source)}>(tile, sums, "
+            f"{held.name} + {first // held.per_chunk} * Cfg::R * 16, stream);"
+        )
+    return lines
+
+
+def epilogue_of_pairs(
+    b: TileBuilder, linear: Node, root: Node, column: int
+) -> tuple[str, list[Value]]:
+    """Return a lambda that makes two of ``root``'s elements of the Linear's, and what it reads."""
+    parts, touched = [], list[Value]()
+    for bound, offset in (("v0", 0), ("v1", 1)):
+        at = unflat(add(Term("c"), column + offset), linear.dims)
+        parts.append(f"{{ {_epilogue(b, linear, root, at, bound)} }}")
+        touched += b.touched
+    return f"[&](int r, int c, float& v0, float& v1) {{ {' '.join(parts)} }}", touched
 
 
 def half_view(b: TileBuilder, source: Node) -> tuple[Value, int]:
@@ -246,25 +281,32 @@ def _joined(b: TileBuilder, linear: Node) -> Node:
 def _narrow_linear(b: TileBuilder, linear: Node, root: Node) -> None:
     assert isinstance(linear.arg, Linear)
     sources = linear.sources[: linear.arg.n_inputs]
-    for source in sources:
-        b.place(source)
     weight = linear.sources[-2].array.astype(np.float32)
     k, n = weight.shape
+    edges = np.cumsum([0, *(source.width for source in sources)])
+    weights = [weight[a:z] for a, z in itertools.pairwise(edges)]
+    folded = [tile_folded.foldable(b, source, n) for source in sources]
     # The columns of each source start at a multiple of 16 bytes.
     starts = [0]
-    for source in sources:
-        starts.append(starts[-1] + -(-source.width // 4) * 4)
-    columns, first = starts[-1], 0
+    for source, made in zip(sources, folded, strict=True):
+        starts.append(starts[-1] + (0 if made else -(-source.width // 4) * 4))
+    columns = starts[-1]
     padded = np.zeros((n, columns), np.float32)
-    for source, start in zip(sources, starts, strict=False):
-        padded[:, start : start + source.width] = weight[first : first + source.width].T
-        first += source.width
+    for start, rows, made in zip(starts, weights, folded, strict=False):
+        if made is None:
+            padded[:, start : start + len(rows)] = rows.T
     offset = b.constants.add(padded)
     if offset is None:
         _contraction(b, linear, root)
         return
     parts, reads = [], list[Value]()
-    for source, start in zip(sources, starts, strict=False):
+    for source, start, rows, made in zip(sources, starts, weights, folded, strict=False):
+        if made is not None:
+            held = tile_folded.fold(b, made, source, rows)
+            parts.append(f"folded_part<Cfg, {n}, {held.width}>({held.name}, r, part, sum);")
+            reads.append(held)
+            continue
+        b.place(source)
         one = b.function(source, "int k", unflat(Term("k"), source.dims))
         reads += b.touched
         eight = "[](int, float*) {}"

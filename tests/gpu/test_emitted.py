@@ -25,7 +25,7 @@ from kernels.gpu.device import Context, Device
 from kernels.gpu.loaded import LoadedProgram
 from kernels.ir.node import Graph
 from kernels.nvrtc import Builder, Cache, default_folder
-from kernels.plan.tile import TileShape
+from kernels.plan.shape import TileShape
 from kernels.program import Bucket, Precision, Program, Role, Target
 from tests import zoo_rows
 from tests.kernels import gather_help, passes_help

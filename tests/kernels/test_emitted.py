@@ -19,7 +19,7 @@ from kernels.compiler import Options, compile_graph
 from kernels.ir.node import Graph
 from kernels.ir.onnx_import import import_dense
 from kernels.nvrtc import Builder, Cache
-from kernels.plan.tile import TileShape
+from kernels.plan.shape import TileShape
 from kernels.program import A100, B200, H100, Bucket, Precision, Program, Target
 from tests import zoo
 

@@ -20,7 +20,7 @@ from kernels.ir.build import to_rows
 from kernels.ir.node import Graph
 from kernels.ir.onnx_import import import_dense
 from kernels.plan import phases
-from kernels.plan.tile import TileShape
+from kernels.plan.shape import TileShape
 from kernels.program import A100, B200, H100, Bucket, Precision, Program, Target, TensorMap
 from tests import zoo, zoo_rows
 from tests.kernels import passes_help, shim
@@ -90,7 +90,7 @@ def test_a_model_with_streams_agrees_with_float64(name: str, target: Target) -> 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
     "shape",
-    [TileShape(16, 2), TileShape(16, 4), TileShape(16, 8), TileShape(32, 1), TileShape(32, 2)],
+    [TileShape(16, 2), TileShape(16, 4), TileShape(16, 8), TileShape(32, 1), TileShape(32, 2), TileShape(64, 1), TileShape(64, 2)],
     ids=str,
 )
 @pytest.mark.parametrize("name", ["DeepFM", "DLRM"])

@@ -16,7 +16,7 @@ from kernels.device_tables import ALL, DeviceTables
 from kernels.errors import GraphError
 from kernels.ir.node import Graph
 from kernels.nvrtc.compile import compile_source
-from kernels.plan.tile import TileShape
+from kernels.plan.shape import TileShape
 from kernels.program import A100, H100, TARGETS, Bucket, Precision, Program, Target
 from tests.kernels import shim
 from tests.kernels.gather_help import DIMS, TOLERANCE, dense, gathered, manifest
