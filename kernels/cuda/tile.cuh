@@ -29,6 +29,7 @@ template <class Cfg> struct Tile {
   int warp, lane, row0, n_rows;
   u32 rank;
   int slot; u32 parity;       // of the ring
+  bool held;                  // the slot before this one is still to be freed
   u32 n_gathers;
 
   DEVICE u32 full(int i) const { return base + 8 * i; }
@@ -44,7 +45,7 @@ template <class Cfg> struct Tile {
     rank = 0;
     if constexpr (C > 1) rank = cluster_rank();
     row0 = blockIdx.x / C * R; n_rows = rows;
-    slot = 0; parity = 0; n_gathers = 0;
+    slot = 0; parity = 0; held = false; n_gathers = 0;
     if constexpr (Cfg::STREAM) {
       if (warp == NW && lane == 0) {
         for (int i = 0; i < NS; i++) { mbarrier_init(full(i), 1); mbarrier_init(empty(i), NW); }
@@ -68,7 +69,7 @@ template <class Cfg> struct Tile {
   // Warps beside the Linears: the same tile, counted from their first warp. They take part in the cluster's barriers.
   template <class Main> DEVICE void follow(const Main& main, int first_warp) {
     base = main.base; ring = main.ring; warp = main.warp - first_warp; lane = main.lane;
-    row0 = main.row0; n_rows = main.n_rows; rank = main.rank; slot = 0; parity = 0; n_gathers = 0;
+    row0 = main.row0; n_rows = main.n_rows; rank = main.rank; slot = 0; parity = 0; held = false; n_gathers = 0;
   }
   DEVICE void meet_side() { if constexpr (C > 1) cluster_wait(); }
   DEVICE bool is_idle() const { return row0 >= n_rows; }
@@ -81,6 +82,12 @@ template <class Cfg> struct Tile {
   DEVICE void arrive_at_gather(u32 bytes) {
     if (lane != 0) return;
     if (warp == 0) mbarrier_arrive_expect(gather_bar(), bytes); else mbarrier_arrive(gather_bar());
+  }
+  // A warp is done with the slot before this one. Called only once what was loaded from it has been used: an arrival does
+  // not wait for loads that are under way, and a copy was seen to overtake them.
+  DEVICE void free_last() {
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(empty(slot ? slot - 1 : NS - 1));
   }
   // Every warp of this block has arrived and the peers' columns are here.
   DEVICE void gathered() {
@@ -446,12 +453,10 @@ template <class Cfg, int N> struct Linear {
         for (int kk = 0; kk < (KS < STEPS ? KS : STEPS); kk++) {
           if (STEPS % KS == 0 || k + kk < STEPS) { step(s, a, [&](int j) { return load_shared_u32x4(b + kk * STEP + offset[j]); }); a += R * 64; }
         }
-        // A slot is freed one stage late: freed at once, a copy was seen to overtake the last loads from it.
-        if (k) { __syncwarp(); if (tile.lane == 0) mbarrier_arrive(tile.empty(tile.slot ? tile.slot - 1 : Cfg::NS - 1)); }
+        if (k || tile.held) tile.free_last();  // of the stage before, whose products came before these
         tile.next();
       }
-      __syncwarp();
-      if (tile.lane == 0) mbarrier_arrive(tile.empty(tile.slot ? tile.slot - 1 : Cfg::NS - 1));
+      tile.held = true;
     }
   }
   // Adds biases (floats in shared memory, this block's columns), calls epilogue(r, c, v0, v1) on pairs of columns, stores them
@@ -486,6 +491,7 @@ template <class Cfg, int N> struct Linear {
       }
       tile.arrive_at_gather((C - 1) * TILES * TILE_BYTES);
     }
+    if constexpr (Cfg::STREAM) { tile.free_last(); tile.held = false; }  // the sums are stored: every product is done
   }
   // Instead of storing them: sums of its columns times factors (floats in shared memory, [OUT][this block's columns]), each
   // warp's a part of `value`; see store_folded.
@@ -511,6 +517,7 @@ template <class Cfg, int N> struct Linear {
 #pragma unroll
       for (int h = 0; h < 2; h++) store_folded<Cfg, OUT, PARTS, NW>(tile, value, m * 16 + h * 8 + (tile.lane >> 2), tile.warp, sums[m][h]);
     send_folded<Cfg, PARTS>(tile, value);
+    if constexpr (Cfg::STREAM) { tile.free_last(); tile.held = false; }
   }
 };
 // Zeros for columns FROM to TO of a value of halves, which are fewer than a warp's lanes.

@@ -33,11 +33,8 @@ template <class Cfg, int N> struct GroupLinear {
     for (int k = 0; k < STEPS; k++, a += 2 * R, b += TILES * 16) wgmma<typename Cfg::T, TN * 8>(s.acc, a, b);
     wgmma_commit();
     wgmma_wait<1>();
-    if (!first) free_previous(tile);
+    if (!first) tile.free_last();
     tile.next();
-  }
-  static DEVICE void free_previous(Tile<Cfg>& tile) {
-    if (tile.lane == 0) mbarrier_arrive(tile.empty(tile.slot ? tile.slot - 1 : Cfg::NS - 1));
   }
   // Adds the product of K16 * 16 columns of a value (from its address on) and the next weights of the stream.
   template <int K16> static DEVICE void accumulate(Tile<Cfg>& tile, Sums& s, u32 value, const u8*&) {
@@ -46,7 +43,7 @@ template <class Cfg, int N> struct GroupLinear {
     for (int k = 0; k < WHOLE; k++, value += KS * R * 32) stage<KS>(tile, s, value, k == 0);
     if constexpr (REST > 0) stage<REST>(tile, s, value, WHOLE == 0);
     wgmma_wait<0>();
-    free_previous(tile);
+    tile.free_last();
 #pragma unroll
     for (int i = 0; i < TN * 4; i++) wgmma_settle(s.acc + i);
   }
