@@ -15,6 +15,15 @@
 #pragma once
 #include "ptx.cuh"
 
+// How warps free a slot of the ring: 0 a lane of each arrives, 1 every lane, 2 named barriers, a slot each.
+#ifndef FREES
+#define FREES 0
+#endif
+// What orders a block's own columns at a gather: 0 each warp's arrival, 1 the consumers' named barrier.
+#ifndef GATHERS
+#define GATHERS 0
+#endif
+
 DEVICE constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 DEVICE constexpr int power_of_two_below(int n) { int p = 1; while (2 * p <= n) p *= 2; return p; }  // or at n, for n > 0
 
@@ -23,13 +32,13 @@ DEVICE constexpr int power_of_two_below(int n) { int p = 1; while (2 * p <= n) p
 template <class Cfg> struct Tile {
   static constexpr int R = Cfg::R, C = Cfg::C, NW = Cfg::NW, NS = Cfg::NS, SB = Cfg::SB;
   static constexpr int BARRIERS = 16 * NS + 24;  // bytes: full and empty of each stage, gather 2x, constants
-  static constexpr int CONSUMERS = NW * 32;
+  static constexpr int CONSUMERS = NW * 32, WAY = R == 64 ? 0 : FREES;
   typedef typename Cfg::T T;
   u32 base, ring;             // shared addresses; barriers lie at base
   int warp, lane, row0, n_rows;
   u32 rank;
   int slot; u32 parity;       // of the ring
-  bool held;                  // the slot before this one is still to be freed
+  bool lapped, held;          // its first lap is over; the slot before this one is still to be freed
   u32 n_gathers;
 
   DEVICE u32 full(int i) const { return base + 8 * i; }
@@ -45,11 +54,11 @@ template <class Cfg> struct Tile {
     rank = 0;
     if constexpr (C > 1) rank = cluster_rank();
     row0 = blockIdx.x / C * R; n_rows = rows;
-    slot = 0; parity = 0; held = false; n_gathers = 0;
+    slot = 0; parity = 0; lapped = held = false; n_gathers = 0;
     if constexpr (Cfg::STREAM) {
       if (warp == NW && lane == 0) {
-        for (int i = 0; i < NS; i++) { mbarrier_init(full(i), 1); mbarrier_init(empty(i), NW); }
-        mbarrier_init(base + 16 * NS, NW); mbarrier_init(base + 16 * NS + 8, NW);
+        for (int i = 0; i < NS; i++) { mbarrier_init(full(i), 1); mbarrier_init(empty(i), WAY == 1 ? CONSUMERS : NW); }
+        mbarrier_init(base + 16 * NS, GATHERS ? 1 : NW); mbarrier_init(base + 16 * NS + 8, GATHERS ? 1 : NW);
         mbarrier_init(constants_bar(), 1);
         mbarrier_init_fence();
       }
@@ -69,7 +78,7 @@ template <class Cfg> struct Tile {
   // Warps beside the Linears: the same tile, counted from their first warp. They take part in the cluster's barriers.
   template <class Main> DEVICE void follow(const Main& main, int first_warp) {
     base = main.base; ring = main.ring; warp = main.warp - first_warp; lane = main.lane;
-    row0 = main.row0; n_rows = main.n_rows; rank = main.rank; slot = 0; parity = 0; held = false; n_gathers = 0;
+    row0 = main.row0; n_rows = main.n_rows; rank = main.rank; slot = 0; parity = 0; lapped = held = false; n_gathers = 0;
   }
   DEVICE void meet_side() { if constexpr (C > 1) cluster_wait(); }
   DEVICE bool is_idle() const { return row0 >= n_rows; }
@@ -77,21 +86,29 @@ template <class Cfg> struct Tile {
   // Tiles of 64 rows are read by wgmma, of another proxy than what stored them.
   DEVICE void fence_values() { if constexpr (R == 64) fence_async_shared(); }
   DEVICE void sync() { fence_values(); named_barrier(Cfg::BARRIER, CONSUMERS); }
-  DEVICE void next() { if (++slot == NS) { slot = 0; parity ^= 1; } }
+  DEVICE void next() { if (++slot == NS) { slot = 0; parity ^= 1; lapped = true; } }
   // A warp has stored and sent its columns; the peers send `bytes` in all.
   DEVICE void arrive_at_gather(u32 bytes) {
     if (lane != 0) return;
-    if (warp == 0) mbarrier_arrive_expect(gather_bar(), bytes); else mbarrier_arrive(gather_bar());
+    if (warp == 0) mbarrier_arrive_expect(gather_bar(), bytes); else if (!GATHERS) mbarrier_arrive(gather_bar());
   }
-  // A warp is done with the slot before this one. Called only once what was loaded from it has been used: an arrival does
-  // not wait for loads that are under way, and a copy was seen to overtake them.
+  // A warp is done with the slot before this one. Called only once what was loaded from it has been used: a copy was seen to
+  // overtake loads that were still under way, as nothing but their use waits for them.
   DEVICE void free_last() {
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(empty(slot ? slot - 1 : NS - 1));
+    const int last = slot ? slot - 1 : NS - 1;
+    if constexpr (WAY == 2) named_barrier_arrive(6 + last, CONSUMERS + 32);
+    else if constexpr (WAY == 1) mbarrier_arrive(empty(last));
+    else { __syncwarp(); if (lane == 0) mbarrier_arrive(empty(last)); }
+  }
+  // The producer's warp, or the lane of it that copies, waits until every consumer has freed this slot.
+  DEVICE void await_free() {
+    if constexpr (WAY == 2) { if (lapped) named_barrier(6 + slot, CONSUMERS + 32); }
+    else if (lane == 0) mbarrier_wait(empty(slot), parity ^ 1);
   }
   // Every warp of this block has arrived and the peers' columns are here.
   DEVICE void gathered() {
-    if constexpr (C > 1) { mbarrier_wait_cluster(gather_bar(), n_gathers >> 1 & 1); n_gathers++; } else sync();
+    if (C == 1 || GATHERS) sync();
+    if constexpr (C > 1) { mbarrier_wait_cluster(gather_bar(), n_gathers >> 1 & 1); n_gathers++; }
   }
   // The first of the tile's rows that are this block's, where blocks share the rows.
   DEVICE int share_begin() const { return (int)rank * (R / C); }
@@ -148,11 +165,19 @@ template <class T, class E> DEVICE U32x4 load_eight(const u8* p) {
   }
 }
 
-// Starts bringing the tile's rows of a matrix into L2, for steps that will read them where they lie.
+// Starts bringing the tile's rows of a matrix into L2, each block its share, for steps that will read them where they lie.
 template <int ROW_BYTES, class Cfg> DEVICE void prefetch_rows(const Tile<Cfg>& tile, const u8* matrix) {
-  for (int r = tile.lane; r < Cfg::R; r += 32) bulk_prefetch(matrix + (u64)tile.row(r) * ROW_BYTES, ROW_BYTES);
+  for (int r = tile.lane; r < Cfg::R / Cfg::C; r += 32) bulk_prefetch(matrix + (u64)tile.row(tile.share_begin() + r) * ROW_BYTES, ROW_BYTES);
 }
 
+// 16-byte chunks [rows][chunks] in an order in which a warp's are of 8 rows, or of all if they are fewer, and neighbours in
+// each. The last of a row are taken more than once where chunks are no multiple of a warp's.
+template <int ROWS, int CHUNKS> struct Patch {
+  static constexpr int R = ROWS < 8 ? ROWS : 8, C = 32 / R, ACROSS = ceil_div(CHUNKS, C), ITEMS = ROWS * ACROSS * C;
+  static_assert(ROWS % R == 0 && 32 % R == 0, "whole patches");
+  static DEVICE int row(int i) { return i / (32 * ACROSS) * R + i % R; }
+  static DEVICE int chunk(int i) { const int c = i / 32 % ACROSS * C + i % 32 / R; return c < CHUNKS ? c : CHUNKS - 1; }
+};
 // Copies items i < N that `threads` threads share: a batch of them is read before the first is written.
 template <int N, int THREADS, class Read, class Write> DEVICE void in_batches(int thread, Read read, Write write) {
   constexpr int EACH = ceil_div(N, THREADS), BATCH = EACH < 16 ? EACH : 16;
@@ -174,14 +199,12 @@ DEVICE void load_columns(const Tile<Cfg>& tile, u32 value, const u8* matrix, int
   constexpr int R = Cfg::R, BYTES = Element<E>::BYTES, WHOLE = ALIGNED ? WIDTH / 8 : 0;
   const int thread = tile.warp * 32 + tile.lane;
   if constexpr (WHOLE > 0) {
-    // Many loads are in flight before the first is stored; neighbouring threads read along a row.
-    in_batches<R * WHOLE, Cfg::NW * 32>(thread, [&](int i) {
-      const int r = i / WHOLE, chunk = i - r * WHOLE;
-      return load_eight<typename Cfg::T, E>(matrix + ((u64)row(r) * LD + column + chunk * 8) * BYTES);
-    }, [&](int i, U32x4 v) {
-      const int r = i / WHOLE, chunk = i - r * WHOLE;
-      store_shared_u32x4(value + (chunk * R + r) * 16, v);
-    });
+    // Many loads are in flight before the first is stored. A warp takes 8 rows of 4 chunks: 64 bytes of a row lie together,
+    // and each 8 lanes store to all banks.
+    typedef Patch<R, WHOLE> P;
+    in_batches<P::ITEMS, Cfg::NW * 32>(thread, [&](int i) {
+      return load_eight<typename Cfg::T, E>(matrix + ((u64)row(P::row(i)) * LD + column + P::chunk(i) * 8) * BYTES);
+    }, [&](int i, U32x4 v) { store_shared_u32x4(value + (P::chunk(i) * R + P::row(i)) * 16, v); });
   }
   for (int i = thread; i < R * (CHUNKS - WHOLE); i += Cfg::NW * 32) {
     const int r = i % R, chunk = WHOLE + i / R;
@@ -243,10 +266,11 @@ DEVICE void copy_columns(const Tile<Cfg>& tile, u8* to, int to_column, const u8*
 }
 // A value of halves becomes columns of a matrix of halves.
 template <class Cfg, int WIDTH, int LD> DEVICE void store_columns(const Tile<Cfg>& tile, u8* to, int column, u32 value) {
-  constexpr int ROWS = ceil_div(Cfg::R, Cfg::C), CHUNKS = WIDTH / 8;
-  for (int i = tile.warp * 32 + tile.lane; i < ROWS * CHUNKS; i += Cfg::NW * 32) {
-    const int r = (int)tile.rank * ROWS + i / CHUNKS, chunk = i % CHUNKS;
-    if (r >= Cfg::R || tile.row0 + r >= tile.n_rows) continue;
+  constexpr int ROWS = Cfg::R / Cfg::C;
+  typedef Patch<ROWS, WIDTH / 8> P;
+  for (int i = tile.warp * 32 + tile.lane; i < P::ITEMS; i += Cfg::NW * 32) {
+    const int r = tile.share_begin() + P::row(i), chunk = P::chunk(i);
+    if (tile.row0 + r >= tile.n_rows) continue;
     store_global_u32x4(to + ((u64)(tile.row0 + r) * LD + column + chunk * 8) * 2, load_shared_u32x4(value + (chunk * Cfg::R + r) * 16));
   }
 }
@@ -351,9 +375,11 @@ template <class T, int CHAINS, int MT, int TN> struct Products {
 template <int K, int KS, int STEP, class Cfg> DEVICE void produce_stream(Tile<Cfg>& tile, const u8*& weights) {
   for (int k = 0; k < K; k += KS) {
     const int bytes = (K - k < KS ? K - k : KS) * STEP;
-    mbarrier_wait(tile.empty(tile.slot), tile.parity ^ 1);
-    mbarrier_arrive_expect(tile.full(tile.slot), bytes);
-    bulk_copy_to_shared(tile.ring + tile.slot * Cfg::SB, weights, bytes, tile.full(tile.slot));
+    tile.await_free();
+    if (tile.lane == 0) {
+      mbarrier_arrive_expect(tile.full(tile.slot), bytes);
+      bulk_copy_to_shared(tile.ring + tile.slot * Cfg::SB, weights, bytes, tile.full(tile.slot));
+    }
     weights += bytes;
     tile.next();
   }
@@ -453,7 +479,7 @@ template <class Cfg, int N> struct Linear {
         for (int kk = 0; kk < (KS < STEPS ? KS : STEPS); kk++) {
           if (STEPS % KS == 0 || k + kk < STEPS) { step(s, a, [&](int j) { return load_shared_u32x4(b + kk * STEP + offset[j]); }); a += R * 64; }
         }
-        if (k || tile.held) tile.free_last();  // of the stage before, whose products came before these
+        if (k || tile.held) tile.free_last();  // of the stage before, whose products this one's followed
         tile.next();
       }
       tile.held = true;
@@ -491,7 +517,7 @@ template <class Cfg, int N> struct Linear {
       }
       tile.arrive_at_gather((C - 1) * TILES * TILE_BYTES);
     }
-    if constexpr (Cfg::STREAM) { tile.free_last(); tile.held = false; }  // the sums are stored: every product is done
+    if constexpr (Cfg::STREAM) { tile.free_last(); tile.held = false; }  // the sums are stored: all loads have been used
   }
   // Instead of storing them: sums of its columns times factors (floats in shared memory, [OUT][this block's columns]), each
   // warp's a part of `value`; see store_folded.

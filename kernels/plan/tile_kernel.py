@@ -306,12 +306,14 @@ def _all_threads(builder: TileBuilder) -> int:
 
 def _producer(builder: TileBuilder, steps: Sequence[Step], stride: int, size: int) -> list[str]:
     shape = builder.shape
-    lines = ["if (tile.warp == Cfg::NW) {", "tile.meet_producer();", "if (tile.lane == 0) {"]
+    lines = ["if (tile.warp == Cfg::NW) {", "tile.meet_producer();"]
     if size:
         lines += [
+            "if (tile.lane == 0) {",
             f"mbarrier_arrive_expect(tile.constants_bar(), {size});",
             f"bulk_copy_to_shared(constants, weights + tile.rank * {stride}, {size}, "
             "tile.constants_bar());",
+            "}",
         ]
     streams: list[str] = []
     for step in steps:
@@ -327,11 +329,8 @@ def _producer(builder: TileBuilder, steps: Sequence[Step], stride: int, size: in
         f"prefetch_rows<{matrix.row_bytes}>(tile, {builder.parameters[matrix]});"
         for matrix in builder.fetched
     ]
-    if prefetches:
-        lines += [*streams[:1], "}", "__syncwarp();", *prefetches, "if (tile.lane == 0) {"]
-        streams = streams[1:]
-    lines += streams
-    return [*lines, "}", "__syncwarp();", "tile.close_producer();", "return;", "}"]
+    lines += [*streams[:1], *prefetches, *streams[1:]]
+    return [*lines, "__syncwarp();", "tile.close_producer();", "return;", "}"]
 
 
 def _consumer(

@@ -156,6 +156,14 @@ def test_every_cut_of_a_tile_agrees(name: str, shape: TileShape, card: Card) -> 
     card.agrees(peer(name), peer_sample(name, 100), Options(tile=shape), Bucket(100))
 
 
+@pytest.mark.parametrize("shape", [TileShape(16, 2), TileShape(16, 4)], ids=["fp16-2", "fp16-4"])
+@pytest.mark.parametrize("name", ["dlrm", "dlrm_dcnv2", "deepfm"])
+def test_small_models_in_clusters_agree(name: str, shape: TileShape, card: Card) -> None:
+    if card.target.arch == "sm_80":
+        pytest.skip("the card has no clusters")
+    card.agrees(small(name), ragged(small(name), 37), Options(tile=shape), Bucket(40, 8))
+
+
 def test_small_pairs_of_both_sides_agree(card: Card) -> None:
     for options in (Options(), FP32, TF32, BF16):
         card.agrees(pairs_graph(), ragged(pairs_graph(), 37), options, Bucket(40, 8))
