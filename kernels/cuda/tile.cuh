@@ -171,12 +171,13 @@ template <int ROW_BYTES, class Cfg> DEVICE void prefetch_rows(const Tile<Cfg>& t
 }
 
 // 16-byte chunks [rows][chunks] in an order in which a warp's are of 8 rows, or of all if they are fewer, and neighbours in
-// each. The last of a row are taken more than once where chunks are no multiple of a warp's.
+// each. Some of the last are not there where chunks are no multiple of a warp's.
 template <int ROWS, int CHUNKS> struct Patch {
   static constexpr int R = ROWS < 8 ? ROWS : 8, C = 32 / R, ACROSS = ceil_div(CHUNKS, C), ITEMS = ROWS * ACROSS * C;
   static_assert(ROWS % R == 0 && 32 % R == 0, "whole patches");
   static DEVICE int row(int i) { return i / (32 * ACROSS) * R + i % R; }
-  static DEVICE int chunk(int i) { const int c = i / 32 % ACROSS * C + i % 32 / R; return c < CHUNKS ? c : CHUNKS - 1; }
+  static DEVICE int chunk(int i) { return i / 32 % ACROSS * C + i % 32 / R; }
+  static DEVICE bool there(int i) { return CHUNKS % C == 0 || chunk(i) < CHUNKS; }
 };
 // Copies items i < N that `threads` threads share: a batch of them is read before the first is written.
 template <int N, int THREADS, class Read, class Write> DEVICE void in_batches(int thread, Read read, Write write) {
@@ -203,8 +204,9 @@ DEVICE void load_columns(const Tile<Cfg>& tile, u32 value, const u8* matrix, int
     // and each 8 lanes store to all banks.
     typedef Patch<R, WHOLE> P;
     in_batches<P::ITEMS, Cfg::NW * 32>(thread, [&](int i) {
-      return load_eight<typename Cfg::T, E>(matrix + ((u64)row(P::row(i)) * LD + column + P::chunk(i) * 8) * BYTES);
-    }, [&](int i, U32x4 v) { store_shared_u32x4(value + (P::chunk(i) * R + P::row(i)) * 16, v); });
+      const int chunk = P::there(i) ? P::chunk(i) : 0;
+      return load_eight<typename Cfg::T, E>(matrix + ((u64)row(P::row(i)) * LD + column + chunk * 8) * BYTES);
+    }, [&](int i, U32x4 v) { if (P::there(i)) store_shared_u32x4(value + (P::chunk(i) * R + P::row(i)) * 16, v); });
   }
   for (int i = thread; i < R * (CHUNKS - WHOLE); i += Cfg::NW * 32) {
     const int r = i % R, chunk = WHOLE + i / R;
@@ -270,7 +272,7 @@ template <class Cfg, int WIDTH, int LD> DEVICE void store_columns(const Tile<Cfg
   typedef Patch<ROWS, WIDTH / 8> P;
   for (int i = tile.warp * 32 + tile.lane; i < P::ITEMS; i += Cfg::NW * 32) {
     const int r = tile.share_begin() + P::row(i), chunk = P::chunk(i);
-    if (tile.row0 + r >= tile.n_rows) continue;
+    if (!P::there(i) || tile.row0 + r >= tile.n_rows) continue;
     store_global_u32x4(to + ((u64)(tile.row0 + r) * LD + column + chunk * 8) * 2, load_shared_u32x4(value + (chunk * Cfg::R + r) * 16));
   }
 }
@@ -568,11 +570,13 @@ template <class Cfg> DEVICE void zero_chunks(const Tile<Cfg>& tile, u32 value, i
   for (int i = tile.warp * 32 + tile.lane; i < n * Cfg::R; i += Cfg::NW * 32) store_shared_u32x4(value + first * Cfg::R * 16 + i * 16, U32x4{0, 0, 0, 0});
 }
 
+// Rows that a warp takes at once, so that there are four lanes a row at least.
+template <class Cfg> struct NarrowRows { static constexpr int EACH = Cfg::R / Cfg::NW, ROWS = power_of_two_below(EACH < 1 ? 1 : EACH > 8 ? 8 : EACH); };
 // A Linear of few outputs. Rows are shared by the lanes of a warp, neighbouring lanes having different rows; weights lie as
 // floats in shared memory, [N][COLUMNS], the columns of each source from a multiple of four on. sums(r, part, parts, sum)
 // adds what falls to one of `parts` lanes, by narrow_part; to(r, n, v) gets each sum.
 template <class Cfg, int N, class Sums, class To> DEVICE void narrow_linear(const Tile<Cfg>& tile, Sums sums, To to) {
-  constexpr int ROWS = power_of_two_below(Cfg::R / Cfg::NW), PARTS = 32 / ROWS;
+  constexpr int ROWS = NarrowRows<Cfg>::ROWS, PARTS = 32 / ROWS;
   static_assert(N <= PARTS && Cfg::R % ROWS == 0, "a lane an output");
   for (int r0 = tile.warp * ROWS; r0 < Cfg::R; r0 += Cfg::NW * ROWS) {
     const int r = r0 + tile.lane % ROWS, part = tile.lane / ROWS;
@@ -590,7 +594,7 @@ template <class Cfg, int N, class Sums, class To> DEVICE void narrow_linear(cons
 }
 // One source of K columns: eight(k, v) gives eight of them from a multiple of eight on, one(k) a single one.
 template <class Cfg, int N, int K, int COLUMNS, class Eight, class One> DEVICE void narrow_part(u32 weights, int part, float* sum, Eight eight, One one) {
-  constexpr int ROWS = power_of_two_below(Cfg::R / Cfg::NW), PARTS = 32 / ROWS;
+  constexpr int ROWS = NarrowRows<Cfg>::ROWS, PARTS = 32 / ROWS;
   for (int k = part * 8; k + 8 <= K; k += PARTS * 8) {
     float v[8];
     eight(k, v);
@@ -608,7 +612,7 @@ template <class Cfg, int N, int K, int COLUMNS, class Eight, class One> DEVICE v
 }
 // One source that Linear::fold has summed: COLUMNS floats [part][N] of a row, in whole chunks.
 template <class Cfg, int N, int COLUMNS> DEVICE void folded_part(u32 value, int r, int part, float* sum) {
-  constexpr int PARTS = 32 / power_of_two_below(Cfg::R / Cfg::NW);
+  constexpr int PARTS = 32 / NarrowRows<Cfg>::ROWS;
   for (int k = part; k < COLUMNS / N; k += PARTS)
 #pragma unroll
     for (int n = 0; n < N; n++) sum[n] += load_float<Cfg::R>(value, r, k * N + n);

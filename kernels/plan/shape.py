@@ -35,6 +35,15 @@ class TileShape:
         return self.warps // 4 if self.rows == _GROUP_ROWS else 0
 
     @property
+    def side_warps(self) -> int:
+        """Warps that run what neither feeds a Linear nor waits for one, while weights stream in.
+
+        With the producer's and eight at the Linears, three are twelve: one more, and a thread had
+        128 registers instead of 168. Sums of warpgroups are content with those.
+        """
+        return 7 if self.groups else 3
+
+    @property
     def linear(self) -> str:
         """The device code's template for a Linear."""
         return "GroupLinear" if self.groups else "Linear"

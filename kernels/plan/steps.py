@@ -70,6 +70,7 @@ class Stream:
         blocks: float32 ``[k_i, n]``, one for each source.
         inputs: Each source's value, and the column of it that it begins at.
         depth: Rows of weights that a step multiplies.
+        join: A statement to run when all is multiplied and nothing is stored yet.
         awaited: The source, if any, that is gathered while the Linear multiplies: of it a block
             takes its own columns first, then the peers'. It comes last.
     """
@@ -78,6 +79,7 @@ class Stream:
     blocks: tuple[F32, ...]
     inputs: tuple[tuple[Value, int], ...]
     depth: int = 32
+    join: str = ""
     awaited: int | None = None
 
     @property
@@ -208,6 +210,7 @@ def allot(
     gathers: bool,
     whole: bool = False,
     beside: Sequence[Step] = (),
+    joined: int | None = None,
 ) -> int:
     """Give every value its offset; values that are not needed at once share memory.
 
@@ -215,6 +218,8 @@ def allot(
         steps: In the order in which they run; their values get their offsets.
         rows: Of the tile.
         beside: Steps that run at any time beside the others: what they touch is never overwritten.
+        joined: The step, if any, that stores nothing before those have ended: what they read may
+            be overwritten after it.
         gathers: Whether parts of a value come from other blocks. A block that is ahead writes
             them as soon as it has passed the gather before, for which it needs only those warps of
             this block that send; others may still be reading for steps since the gather before
@@ -242,7 +247,9 @@ def allot(
             first, last = lives[value]
             lives[value] = (first, max(last, index))
     for step in beside:
-        for value in (*step.reads, *step.writes):
+        for value in step.reads:
+            lives[value] = (0, len(steps) if joined is None else max(lives[value][1], joined))
+        for value in step.writes:
             lives[value] = (0, len(steps))
     placed: list[Value] = []
     total = 0

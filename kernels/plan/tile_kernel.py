@@ -33,13 +33,6 @@ STORAGE: Final = {
 }
 """The CUDA name of what values are stored as, and how they are multiplied."""
 
-SIDE_WARPS = 3
-"""Warps that run what neither feeds a Linear nor waits for one, while weights stream in.
-
-With the producer's and eight at the Linears they are twelve: one more, and a thread had 128
-registers instead of 168.
-"""
-
 
 @attrs.frozen
 class Layout:
@@ -114,7 +107,7 @@ def launch(
         source=source,
         entry=kernel.entry,
         grid=(tiles * shape.cluster, 1, 1),
-        block=(shape.warps + streams + (SIDE_WARPS if kernel.side else 0)) * 32,
+        block=(shape.warps + streams + (shape.side_warps if kernel.side else 0)) * 32,
         arguments=tuple(arguments),
         cluster=shape.cluster,
         shared_bytes=kernel.layout.total,
@@ -130,15 +123,20 @@ def _layout(
     builder: TileBuilder, steps: Sequence[Step], side: Sequence[Step], target: Target
 ) -> Layout | None:
     rows, cluster = builder.shape.rows, builder.shape.cluster
+    shape = builder.shape
     values_size = allot(
-        steps, rows, gathers=cluster > 1, whole=builder.shape.groups > 0, beside=side
+        steps,
+        rows,
+        gathers=cluster > 1,
+        whole=shape.groups > 0,
+        beside=side,
+        joined=_early_join(steps, side, shape),
     )
     constants = _CONSTANTS_OFFSET
     requests = constants + -(-builder.constants.shared_size // 128) * 128
     values = requests + -(-rows * 4 // 128) * 128
     ring = values + values_size
     room = target.shared_bytes - ring
-    shape = builder.shape
     strides = [shape.step_bytes(step.stream.n) for step in steps if step.stream is not None]
     if room < 0:
         return None
@@ -174,6 +172,9 @@ def _text(
     main = [step for step in steps if step not in side]
     if shape.groups and shape.cluster > 1:
         _await_gathers(main, shape)
+    early = _early_join(steps, side, shape)
+    if early is not None and (first := steps[early].stream) is not None:
+        first.join = f"named_barrier(5, {_all_threads(builder)});"
     # Names parameters and fills tables: comes first.
     bodies = {step: step.text() for step in steps}
     gathers = [line for gather in builder.gathers for line in gather.text(builder)]
@@ -200,14 +201,14 @@ def _text(
     storage = STORAGE[builder.precision]
     matrices = tuple(builder.parameters)
     parameters = "".join(f", u8* {name}" for name in builder.parameters.values())
-    n_threads = (shape.warps + stream + (SIDE_WARPS if side else 0)) * 32
+    n_threads = (shape.warps + stream + (shape.side_warps if side else 0)) * 32
     lines = [
         f"struct {entry}_cfg {{ typedef {storage} T; static constexpr int R = {shape.rows}, "
         f"C = {shape.cluster}, NW = {shape.warps}, BARRIER = 1, NS = {max(layout.n_stages, 1)}, "
         f"SB = {max(layout.stage_bytes, 512)}; "
         f"static constexpr bool STREAM = {'true' if stream else 'false'}; }};",
         f"struct {entry}_side : {entry}_cfg {{ "
-        f"static constexpr int NW = {SIDE_WARPS}, BARRIER = 3; }};",
+        f"static constexpr int NW = {shape.side_warps}, BARRIER = 3; }};",
         f"KERNEL void __launch_bounds__({n_threads}, 1) {entry}(const u8* weights, "
         f"const int* counts, const int* request_of_row{parameters}) {{",
         f"typedef {entry}_cfg Cfg;",
@@ -256,6 +257,21 @@ def _text(
     )
 
 
+def _early_join(steps: Sequence[Step], side: Sequence[Step], shape: TileShape) -> int | None:
+    """Return the Linear of a tile of 64 rows at which side steps are waited for: the first.
+
+    So what those read makes room for later values: a ring of few stages is slow. None where they
+    are waited for when what they make is read, as early as that may be.
+    """
+    made = {value for step in side for value in step.writes}
+    for index, step in enumerate(steps):
+        if step.stream is not None:
+            return index if side and shape.groups else None
+        if step not in side and not made.isdisjoint(step.reads):
+            return None
+    return None
+
+
 def _await_gathers(steps: Sequence[Step], shape: TileShape) -> None:
     """Let Linears multiply a block's own columns of what was just computed, then the peers'."""
     for before, step in itertools.pairwise(steps):
@@ -301,7 +317,7 @@ def _side(
 
 def _all_threads(builder: TileBuilder) -> int:
     """Return the threads that consume, at the Linears and beside them."""
-    return (builder.shape.warps + SIDE_WARPS) * 32
+    return (builder.shape.warps + builder.shape.side_warps) * 32
 
 
 def _producer(builder: TileBuilder, steps: Sequence[Step], stride: int, size: int) -> list[str]:
@@ -353,7 +369,8 @@ def _consumer(
     meeting = _meeting(stream=stream, size=size)
     if side:
         meeting.append(f"named_barrier_arrive(4, {_all_threads(builder)});")
-    beside = {value for step in side for value in step.writes}
+    joined = any(step.stream is not None and step.stream.join for step in steps)
+    beside = set() if joined else {value for step in side for value in step.writes}
     met, barriers = False, 0
     since: list[Step] = []
     for step, following in itertools.pairwise([*steps, None]):

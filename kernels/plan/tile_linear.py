@@ -196,7 +196,7 @@ def products(b: TileBuilder, stream: Stream) -> list[str]:
             f"{name}::{accumulate}<{b.shape.steps(stream, source)}>(tile, sums, "
             f"{held.name} + {first // held.per_chunk} * Cfg::R * 16, stream);"
         )
-    return lines
+    return [*lines, stream.join]
 
 
 def epilogue_of_pairs(
@@ -299,12 +299,11 @@ def _narrow_linear(b: TileBuilder, linear: Node, root: Node) -> None:
     if offset is None:
         _contraction(b, linear, root)
         return
+    sums = list[Value]()
     parts, reads = [], list[Value]()
     for source, start, rows, made in zip(sources, starts, weights, folded, strict=False):
         if made is not None:
-            held = tile_folded.fold(b, made, source, rows)
-            parts.append(f"folded_part<Cfg, {n}, {held.width}>({held.name}, r, part, sum);")
-            reads.append(held)
+            sums.append(tile_folded.fold(b, made, source, rows))
             continue
         b.place(source)
         one = b.function(source, "int k", unflat(Term("k"), source.dims))
@@ -317,15 +316,38 @@ def _narrow_linear(b: TileBuilder, linear: Node, root: Node) -> None:
             f"narrow_part<Cfg, {n}, {source.width}, {columns}>"
             f"(constants + {offset + 4 * start}, part, sum, {eight}, {one});"
         )
+    if sums and parts:
+        # Apart, as they need not wait for the Linears.
+        sums.append(_narrow_step(b, n, columns, parts, reads))
+        parts, reads = [], []
+    parts += [f"folded_part<Cfg, {n}, {sum_.width}>({sum_.name}, r, part, sum);" for sum_ in sums]
     value, store = _result_store(b, linear, root, unflat(Term("n"), linear.dims), Term("n"))
-    reads += b.touched
+    reads += [*sums, *b.touched]
+    _narrow_step(b, n, 0 if sums else k, parts, reads, (value, store))
+    b.floats[root] = value
+
+
+def _narrow_step(
+    b: TileBuilder,
+    n: int,
+    k: int,
+    parts: Sequence[str],
+    reads: Sequence[Value],
+    result: tuple[Value, str] | None = None,
+) -> Value:
+    """Make a step of dot products of lanes; without a ``result`` its sums are stored alone."""
+    if result is None:
+        value = b.value(n, halves=False)
+        store = f"store_shared_f32(float_address<Cfg::R>({value.name}, r, n), v);"
+    else:
+        value, store = result
     text = (
         f"narrow_linear<Cfg, {n}>(tile, [&](int r, int part, float* sum) {{ {' '.join(parts)} }}, "
         f"[&](int r, int n, float v) {{ {store} }});"
     )
-    b.floats[root] = value
-    title = f"narrow linear {k} -> {n}"
+    title = f"narrow linear {k} -> {n}" if k else f"sum of parts -> {n}"
     b.add(Step(title, lambda: text, tuple(reads), (value,), flops=2 * k * n))
+    return value
 
 
 def _element_of(node: Node) -> Callable[[Expression, Index], str]:
