@@ -53,6 +53,8 @@ _MIDDLE_ROWS: Final = 512
 # Bytes of weights below which a cluster has nothing to split.
 _SPLIT_BYTES: Final = 65_536
 _ALIGNMENT: Final = 256
+# Of a phase's weights, at most one in so many bytes is loaded by a tile of 64 rows.
+_LOADED_SHARE: Final = 8
 # Steps of a bucket that has all of them.
 _ALL_STEPS: Final = 1 << 30
 # For graphs with so many values a row that a tile of 16 does not fit; without tensor cores.
@@ -362,6 +364,8 @@ class _Compiler:
                 phase, shape, self.options.precision, self.matrices, targets, Blob(16), gathers
             )
             builder.build()
+            if shape.groups and self.options.tile is None and not self._suits_groups(builder):
+                continue
             kernel = assemble(builder, entry, self.target, dependent=dependent)
             if kernel is not None:
                 return kernel
@@ -387,7 +391,17 @@ class _Compiler:
         for tile_rows in (16, 32):
             if -(-rows // tile_rows) * 2 <= n_sms:
                 return [TileShape(tile_rows, 2), TileShape(16, 2), *smallest]
-        return [TileShape(32, 1), *smallest]
+        groups = self.target.arch == "sm_90a" and self.options.precision.has_halves
+        return [*([TileShape(64, 2)] if groups else []), TileShape(32, 1), *smallest]
+
+    def _suits_groups(self, builder: TileBuilder) -> bool:
+        """Whether a tile of 64 rows gains: pairs of blocks load all of its rows, but fewer weights.
+
+        Measured on an H100, 4,096 rows: DeepFM and DLRM gain a fifth, MMoE's towers would lose one.
+        """
+        rows = builder.shape.rows
+        loaded = sum(v.size(rows) for step in builder.steps if step.loads for v in step.writes)
+        return loaded * _LOADED_SHARE <= self._streamed_bytes(builder.phase)
 
     def _streamed_bytes(self, phase: Phase) -> int:
         """Return the bytes of weights of the Linears that a tile phase computes."""

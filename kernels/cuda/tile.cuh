@@ -15,15 +15,6 @@
 #pragma once
 #include "ptx.cuh"
 
-// How warps free a slot of the ring: 0 a lane of each arrives, 1 every lane, 2 named barriers, a slot each.
-#ifndef FREES
-#define FREES 0
-#endif
-// What orders a block's own columns at a gather: 0 each warp's arrival, 1 the consumers' named barrier.
-#ifndef GATHERS
-#define GATHERS 0
-#endif
-
 DEVICE constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 DEVICE constexpr int power_of_two_below(int n) { int p = 1; while (2 * p <= n) p *= 2; return p; }  // or at n, for n > 0
 
@@ -32,7 +23,10 @@ DEVICE constexpr int power_of_two_below(int n) { int p = 1; while (2 * p <= n) p
 template <class Cfg> struct Tile {
   static constexpr int R = Cfg::R, C = Cfg::C, NW = Cfg::NW, NS = Cfg::NS, SB = Cfg::SB;
   static constexpr int BARRIERS = 16 * NS + 24;  // bytes: full and empty of each stage, gather 2x, constants
-  static constexpr int CONSUMERS = NW * 32, WAY = R == 64 ? 0 : FREES;
+  static constexpr int CONSUMERS = NW * 32;
+  static constexpr bool BY_GROUPS = R == 64;  // tile_wgmma.cuh
+  static constexpr int FREE_BARRIER = 6;      // of the first slot, where slots are freed by named barriers
+  static_assert(BY_GROUPS || FREE_BARRIER + NS <= 16, "a named barrier a slot");
   typedef typename Cfg::T T;
   u32 base, ring;             // shared addresses; barriers lie at base
   int warp, lane, row0, n_rows;
@@ -57,8 +51,8 @@ template <class Cfg> struct Tile {
     slot = 0; parity = 0; lapped = held = false; n_gathers = 0;
     if constexpr (Cfg::STREAM) {
       if (warp == NW && lane == 0) {
-        for (int i = 0; i < NS; i++) { mbarrier_init(full(i), 1); mbarrier_init(empty(i), WAY == 1 ? CONSUMERS : NW); }
-        mbarrier_init(base + 16 * NS, GATHERS ? 1 : NW); mbarrier_init(base + 16 * NS + 8, GATHERS ? 1 : NW);
+        for (int i = 0; i < NS; i++) { mbarrier_init(full(i), 1); mbarrier_init(empty(i), NW); }
+        mbarrier_init(base + 16 * NS, 1); mbarrier_init(base + 16 * NS + 8, 1);
         mbarrier_init(constants_bar(), 1);
         mbarrier_init_fence();
       }
@@ -84,30 +78,27 @@ template <class Cfg> struct Tile {
   DEVICE bool is_idle() const { return row0 >= n_rows; }
 
   // Tiles of 64 rows are read by wgmma, of another proxy than what stored them.
-  DEVICE void fence_values() { if constexpr (R == 64) fence_async_shared(); }
+  DEVICE void fence_values() { if constexpr (BY_GROUPS) fence_async_shared(); }
   DEVICE void sync() { fence_values(); named_barrier(Cfg::BARRIER, CONSUMERS); }
   DEVICE void next() { if (++slot == NS) { slot = 0; parity ^= 1; lapped = true; } }
-  // A warp has stored and sent its columns; the peers send `bytes` in all.
-  DEVICE void arrive_at_gather(u32 bytes) {
-    if (lane != 0) return;
-    if (warp == 0) mbarrier_arrive_expect(gather_bar(), bytes); else if (!GATHERS) mbarrier_arrive(gather_bar());
-  }
+  // The peers send `bytes` in all.
+  DEVICE void arrive_at_gather(u32 bytes) { if (warp == 0 && lane == 0) mbarrier_arrive_expect(gather_bar(), bytes); }
   // A warp is done with the slot before this one. Called only once what was loaded from it has been used: a copy was seen to
-  // overtake loads that were still under way, as nothing but their use waits for them.
+  // overtake loads that were still under way, as nothing but their use waits for them. Named barriers are as fast as arrivals
+  // at mbarriers and count all lanes that loaded; what wgmma reads has been read when its wait is over.
   DEVICE void free_last() {
     const int last = slot ? slot - 1 : NS - 1;
-    if constexpr (WAY == 2) named_barrier_arrive(6 + last, CONSUMERS + 32);
-    else if constexpr (WAY == 1) mbarrier_arrive(empty(last));
-    else { __syncwarp(); if (lane == 0) mbarrier_arrive(empty(last)); }
+    if constexpr (!BY_GROUPS) named_barrier_arrive(FREE_BARRIER + last, CONSUMERS + 32);
+    else if (lane == 0) mbarrier_arrive(empty(last));
   }
   // The producer's warp, or the lane of it that copies, waits until every consumer has freed this slot.
   DEVICE void await_free() {
-    if constexpr (WAY == 2) { if (lapped) named_barrier(6 + slot, CONSUMERS + 32); }
+    if constexpr (!BY_GROUPS) { if (lapped) named_barrier(FREE_BARRIER + slot, CONSUMERS + 32); }
     else if (lane == 0) mbarrier_wait(empty(slot), parity ^ 1);
   }
-  // Every warp of this block has arrived and the peers' columns are here.
+  // Every warp of this block has stored, for which warpgroups have met already, and the peers' columns are here.
   DEVICE void gathered() {
-    if (C == 1 || GATHERS) sync();
+    if constexpr (C == 1 || !BY_GROUPS) sync();
     if constexpr (C > 1) { mbarrier_wait_cluster(gather_bar(), n_gathers >> 1 & 1); n_gathers++; }
   }
   // The first of the tile's rows that are this block's, where blocks share the rows.
@@ -194,10 +185,11 @@ template <int N, int THREADS, class Read, class Write> DEVICE void in_batches(in
 // ---- steps. A step writes `value`; sync() or gathered() must stand between it and a reader of another warp.
 
 // Columns [column, column + WIDTH) of a row-major matrix become a value of halves, with zeros up to CHUNKS * 8 columns.
-// `row(r)` gives the matrix's row for a tile row. ALIGNED: every row's first element lies at a multiple of 16 bytes.
-template <class Cfg, class E, int WIDTH, int CHUNKS, int LD, bool ALIGNED, class Row>
+// `row(r)` gives the matrix's row for a tile row. ALIGNED: every row's first element lies at a multiple of 16 bytes; PADDED: and
+// behind the last columns zeros follow, to as many.
+template <class Cfg, class E, int WIDTH, int CHUNKS, int LD, bool ALIGNED, bool PADDED, class Row>
 DEVICE void load_columns(const Tile<Cfg>& tile, u32 value, const u8* matrix, int column, Row row) {
-  constexpr int R = Cfg::R, BYTES = Element<E>::BYTES, WHOLE = ALIGNED ? WIDTH / 8 : 0;
+  constexpr int R = Cfg::R, BYTES = Element<E>::BYTES, WHOLE = !ALIGNED ? 0 : PADDED ? ceil_div(WIDTH, 8) : WIDTH / 8;
   const int thread = tile.warp * 32 + tile.lane;
   if constexpr (WHOLE > 0) {
     // Many loads are in flight before the first is stored. A warp takes 8 rows of 4 chunks: 64 bytes of a row lie together,

@@ -36,18 +36,16 @@ template <class E> DEVICE U32x4 load_four(const u8* p) {
   }
 }
 // As load_columns, into a value of floats with zeros up to CHUNKS * 4 columns.
-template <class Cfg, class E, int WIDTH, int CHUNKS, int LD, bool ALIGNED, class Row>
+template <class Cfg, class E, int WIDTH, int CHUNKS, int LD, bool ALIGNED, bool PADDED, class Row>
 DEVICE void load_floats(const Tile<Cfg>& tile, u32 value, const u8* matrix, int column, Row row) {
-  constexpr int R = Cfg::R, WHOLE = ALIGNED ? WIDTH / 4 : 0;
+  constexpr int R = Cfg::R, WHOLE = !ALIGNED ? 0 : PADDED ? ceil_div(WIDTH, 4) : WIDTH / 4;
   const int thread = tile.warp * 32 + tile.lane;
   if constexpr (WHOLE > 0) {
-    in_batches<R * WHOLE, Cfg::NW * 32>(thread, [&](int i) {
-      const int r = i / WHOLE, chunk = i - r * WHOLE;
-      return load_four<E>(matrix + ((u64)row(r) * LD + column + chunk * 4) * Element<E>::BYTES);
-    }, [&](int i, U32x4 v) {
-      const int r = i / WHOLE, chunk = i - r * WHOLE;
-      store_shared_u32x4(value + (chunk * R + r) * 16, v);
-    });
+    typedef Patch<R, WHOLE> P;
+    in_batches<P::ITEMS, Cfg::NW * 32>(thread, [&](int i) {
+      const int chunk = P::there(i) ? P::chunk(i) : 0;
+      return load_four<E>(matrix + ((u64)row(P::row(i)) * LD + column + chunk * 4) * Element<E>::BYTES);
+    }, [&](int i, U32x4 v) { if (P::there(i)) store_shared_u32x4(value + (P::chunk(i) * R + P::row(i)) * 16, v); });
   }
   for (int i = thread; i < R * (CHUNKS - WHOLE); i += Cfg::NW * 32) {
     const int r = i % R, chunk = WHOLE + i / R;

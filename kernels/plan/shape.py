@@ -71,9 +71,10 @@ class TileShape:
 
     def steps(self, stream: Stream, source: int) -> int:
         """Return the steps of one of a Linear's sources; of each block's columns, if awaited."""
-        if source == stream.awaited:
-            return self.columns(stream.blocks[source].shape[0]) // stream.depth
-        return -(-stream.blocks[source].shape[0] // stream.depth)
+        k = len(stream.blocks[source])
+        return (
+            self.columns(k) if source == stream.awaited else k + stream.depth - 1
+        ) // stream.depth
 
     def packed(self, stream: Stream, rank: int, precision: Precision) -> Iterator[U8]:
         """Pack a Linear's weights for one block, each source's, as its tensor cores read them."""

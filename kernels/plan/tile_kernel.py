@@ -20,8 +20,8 @@ from kernels.program import Argument, Launch, Pointer, Precision, Role, Target
 # A stage of the ring holds about so many bytes: large enough that a copy's latency is amortised,
 # small enough that several are in flight; and so many stages at most.
 _STAGES = (16_384, 8)
-# A tile of 64 rows leaves less room: of few stages too many bytes would be read or just freed.
-_GROUP_STAGES = (8_192, 16)
+# Tiles of 64 rows have few steps a stage: theirs may be more.
+_GROUP_STAGES = (16_384, 16)
 _FEWEST_STAGES = 3
 _CONSTANTS_OFFSET = 512
 

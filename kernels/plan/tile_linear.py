@@ -20,6 +20,7 @@ from kernels.plan.matrix import Matrix, located
 from kernels.plan.pack import F32, pack_fragments
 from kernels.plan.phases import aligned_view, matrix_view
 from kernels.plan.steps import Step, Stream, Value
+from kernels.program import Role
 
 if TYPE_CHECKING:
     from kernels.plan.tile import TileBuilder
@@ -253,13 +254,17 @@ def load(b: TileBuilder, source: Node, matrix: Matrix, column: int, *, requests:
     b.halves[source] = value
     row = b.row_of(matrix, "request(r)" if requests else "r")
     aligned = tile.is_aligned(matrix, column)
+    # Staging leaves zeros behind a block's last columns.
+    staged = matrix.pointer.role in (Role.USER, Role.CANDIDATE)
+    padded = staged and column + value.width == matrix.columns
+    flags = ", ".join("true" if flag else "false" for flag in (aligned, padded))
     name = b.parameter(matrix)
     kind = "load_columns" if value.halves else "load_floats"
 
     def text() -> str:
         return (
             f"{kind}<Cfg, {matrix.element}, {value.width}, {value.chunks}, {matrix.ld}, "
-            f"{'true' if aligned else 'false'}>(tile, {value.name}, {name}, {column}, "
+            f"{flags}>(tile, {value.name}, {name}, {column}, "
             f"[&](int r) {{ return {row}; }});"
         )
 

@@ -146,7 +146,14 @@ def test_users_may_be_ragged(name: str, options: Options, card: Card) -> None:
 
 @pytest.mark.parametrize(
     "shape",
-    [TileShape(16, 2), TileShape(16, 8), TileShape(32, 1), TileShape(32, 2), TileShape(8, 1)],
+    [
+        TileShape(16, 2),
+        TileShape(16, 8),
+        TileShape(32, 1),
+        TileShape(32, 2),
+        TileShape(64, 2),
+        TileShape(8, 1),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("name", ["DeepFM", "DLRM"])

@@ -102,7 +102,14 @@ def test_kernels_of_floats_compile(
 @pytest.mark.parametrize("name", ["DLRM", "MMoE"])
 @pytest.mark.parametrize(
     "shape",
-    [TileShape(16, 1), TileShape(16, 4), TileShape(32, 1), TileShape(32, 2), TileShape(8, 1)],
+    [
+        TileShape(16, 1),
+        TileShape(16, 4),
+        TileShape(32, 1),
+        TileShape(32, 2),
+        TileShape(64, 2),
+        TileShape(8, 1),
+    ],
     ids=str,
 )
 def test_kernels_of_every_cut_compile(name: str, shape: TileShape, builder: Builder) -> None:

@@ -90,7 +90,15 @@ def test_a_model_with_streams_agrees_with_float64(name: str, target: Target) -> 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
     "shape",
-    [TileShape(16, 2), TileShape(16, 4), TileShape(16, 8), TileShape(32, 1), TileShape(32, 2), TileShape(64, 1), TileShape(64, 2)],
+    [
+        TileShape(16, 2),
+        TileShape(16, 4),
+        TileShape(16, 8),
+        TileShape(32, 1),
+        TileShape(32, 2),
+        TileShape(64, 1),
+        TileShape(64, 2),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("name", ["DeepFM", "DLRM"])

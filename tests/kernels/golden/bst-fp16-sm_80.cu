@@ -93,20 +93,20 @@ if (tile.is_idle()) {  return; }
 const u8* stream = weights + tile.rank * 1314816 + 4096;
 const u32 value1 = tile.base + 4736;  // 1024 columns
 const u32 value2 = tile.base + 37504;  // 512 columns
-const u32 value3 = tile.base + 4736;  // 256 columns
-const u32 value4 = tile.base + 21120;  // 1 columns
+const u32 value3 = tile.base + 4736;  // 8 columns
+const u32 value4 = tile.base + 5248;  // 1 columns
 // load 1024 columns
-load_columns<Cfg, Fp16, 1024, 128, 1024, true>(tile, value1, m0, 0, [&](int r) { return tile.row(r); });
+load_columns<Cfg, Fp16, 1024, 128, 1024, true, false>(tile, value1, m0, 0, [&](int r) { return tile.row(r); });
 for (int i = threadIdx.x; i < 1024; i += Cfg::NW * 32) store_shared_u32(constants + i * 4, ((const u32*)weights)[i]);
 tile.sync();
 // linear 1024 -> 512
-{ Linear<Cfg, 512>::Sums sums; Linear<Cfg, 512>::clear(sums); Linear<Cfg, 512>::accumulate<32>(tile, sums, value1 + 0 * Cfg::R * 16, stream); Linear<Cfg, 512>::finish<true>(tile, sums, value2 + 0 * Cfg::R * 16, constants + 0, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
+{ Linear<Cfg, 512>::Sums sums; Linear<Cfg, 512>::clear(sums); Linear<Cfg, 512>::accumulate<32>(tile, sums, value1 + 0 * Cfg::R * 16, stream);  Linear<Cfg, 512>::finish<true>(tile, sums, value2 + 0 * Cfg::R * 16, constants + 0, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
 tile.sync();
-// linear 512 -> 256
-{ Linear<Cfg, 256>::Sums sums; Linear<Cfg, 256>::clear(sums); Linear<Cfg, 256>::accumulate<16>(tile, sums, value2 + 0 * Cfg::R * 16, stream); Linear<Cfg, 256>::finish<false>(tile, sums, value3 + 0 * Cfg::R * 16, constants + 2048, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
+// linear 512 -> 256, then -> 1
+{ Linear<Cfg, 256>::Sums sums; Linear<Cfg, 256>::clear(sums); Linear<Cfg, 256>::accumulate<16>(tile, sums, value2 + 0 * Cfg::R * 16, stream);  Linear<Cfg, 256>::fold<1, 8>(tile, sums, value3, constants + 2048, constants + 3072, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
 tile.sync();
-// narrow linear 256 -> 1
-narrow_linear<Cfg, 1>(tile, [&](int r, int part, float* sum) { narrow_part<Cfg, 1, 256, 256>(constants + 3072, part, sum, [&](int k, float* v) { const F32x4 t1 = floats_of<Cfg::R>(value3, r, k); const float t2 = t1.x; const float t3 = t1.y; const float t4 = t1.z; const float t5 = t1.w; const F32x4 t6 = floats_of<Cfg::R>(value3, r, (k + 4)); const float t7 = t6.x; const float t8 = t6.y; const float t9 = t6.z; const float t10 = t6.w; v[0] = t2; v[1] = t3; v[2] = t4; v[3] = t5; v[4] = t7; v[5] = t8; v[6] = t9; v[7] = t10; }, [&](int k) -> float { const float t1 = load_float<Cfg::R>(value3, r, k); return t1; }); }, [&](int r, int n, float v) { v += (-0.059855110943317413f); const float t1 = sigmoid(v); v = t1; store_shared_f32(float_address<Cfg::R>(value4, r, n), v); });
+// sum of parts -> 1
+narrow_linear<Cfg, 1>(tile, [&](int r, int part, float* sum) { folded_part<Cfg, 1, 8>(value3, r, part, sum); }, [&](int r, int n, float v) { v += (-0.059855110943317413f); const float t1 = sigmoid(v); v = t1; store_shared_f32(float_address<Cfg::R>(value4, r, n), v); });
 tile.sync();
 // write top.6
 map_matrix<Cfg, Float32, 1, 1>(tile, m1, 0, [&](int r, int c) -> float { const float t1 = load_float<Cfg::R>(value4, r, 0); return t1; });

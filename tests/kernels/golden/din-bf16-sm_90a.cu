@@ -31,50 +31,51 @@ typedef phase1_cfg Cfg;
 DYNAMIC_SHARED(shared);
 dependents_may_start();
 Tile<Cfg> tile;
-tile.open(shared_address(shared), 29824, counts[0]);
+tile.open(shared_address(shared), 25472, counts[0]);
 if (tile.is_idle()) { wait_for_predecessor(); return; }
 [[maybe_unused]] const u32 constants = tile.base + 512;
-[[maybe_unused]] const u32 requests = tile.base + 1024;
-[[maybe_unused]] const u8* globals = weights + 258048;
+[[maybe_unused]] const u32 requests = tile.base + 768;
+[[maybe_unused]] const u8* globals = weights + 256000;
 [[maybe_unused]] const auto request = [&](int r) { return (int)load_shared_u32(requests + r * 4); };
-const u8* stream = weights + tile.rank * 32256 + 512;
-const u32 value1 = tile.base + 27776;  // 64 columns
-const u32 value2 = tile.base + 1152;  // 320 columns
-const u32 value3 = tile.base + 11392;  // 200 columns
-const u32 value4 = tile.base + 19584;  // 80 columns
-const u32 value5 = tile.base + 1152;  // 1 columns
+const u8* stream = weights + tile.rank * 32000 + 256;
+const u32 value1 = tile.base + 23424;  // 64 columns
+const u32 value2 = tile.base + 896;  // 320 columns
+const u32 value3 = tile.base + 11136;  // 200 columns
+const u32 value4 = tile.base + 19328;  // 64 columns
+const u32 value5 = tile.base + 896;  // 1 columns
 if (tile.warp == Cfg::NW) {
 tile.meet_producer();
 if (tile.lane == 0) {
-mbarrier_arrive_expect(tile.constants_bar(), 512);
-bulk_copy_to_shared(constants, weights + tile.rank * 32256, 512, tile.constants_bar());
+mbarrier_arrive_expect(tile.constants_bar(), 256);
+bulk_copy_to_shared(constants, weights + tile.rank * 32000, 256, tile.constants_bar());
+}
 Linear<Cfg, 200>::produce<10>(tile, stream);
 Linear<Cfg, 200>::produce<2>(tile, stream);
 Linear<Cfg, 80>::produce<7>(tile, stream);
-}
 __syncwarp();
 tile.close_producer();
 return;
 }
+tile.arrive();
 wait_for_predecessor();
 // load 64 columns
-load_columns<Cfg, Bf16, 64, 8, 64, true>(tile, value1, m0, 0, [&](int r) { return tile.row(r); });
+load_columns<Cfg, Bf16, 64, 8, 64, true, false>(tile, value1, m0, 0, [&](int r) { return tile.row(r); });
 // load 320 columns
-load_columns<Cfg, Float32, 320, 40, 6824, true>(tile, value2, m2, 6400, [&](int r) { return tile.row(r); });
+load_columns<Cfg, Float32, 320, 40, 6824, true, false>(tile, value2, m2, 6400, [&](int r) { return tile.row(r); });
 tile.meet_consumer();
 mbarrier_wait(tile.constants_bar(), 0);
 // linear 384 -> 200
-{ Linear<Cfg, 200>::Sums sums; Linear<Cfg, 200>::clear(sums); Linear<Cfg, 200>::accumulate<10>(tile, sums, value2 + 0 * Cfg::R * 16, stream); Linear<Cfg, 200>::accumulate<2>(tile, sums, value1 + 0 * Cfg::R * 16, stream); Linear<Cfg, 200>::finish<true>(tile, sums, value3 + 0 * Cfg::R * 16, constants + 0, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
+{ Linear<Cfg, 200>::Sums sums; Linear<Cfg, 200>::clear(sums); Linear<Cfg, 200>::accumulate<10>(tile, sums, value2 + 0 * Cfg::R * 16, stream); Linear<Cfg, 200>::accumulate<2>(tile, sums, value1 + 0 * Cfg::R * 16, stream);  Linear<Cfg, 200>::finish<true>(tile, sums, value3 + 0 * Cfg::R * 16, constants + 0, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
 tile.gathered();
-// linear 200 -> 80
-{ Linear<Cfg, 80>::Sums sums; Linear<Cfg, 80>::clear(sums); Linear<Cfg, 80>::accumulate<7>(tile, sums, value3 + 0 * Cfg::R * 16, stream); Linear<Cfg, 80>::finish<false>(tile, sums, value4 + 0 * Cfg::R * 16, constants + 128, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
+// linear 200 -> 80, then -> 1
+{ Linear<Cfg, 80>::Sums sums; Linear<Cfg, 80>::clear(sums); Linear<Cfg, 80>::accumulate<7>(tile, sums, value3 + 0 * Cfg::R * 16, stream);  Linear<Cfg, 80>::fold<1, 8>(tile, sums, value4, constants + 128, constants + 192, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
 tile.gathered();
-// narrow linear 80 -> 1
-narrow_linear<Cfg, 1>(tile, [&](int r, int part, float* sum) { narrow_part<Cfg, 1, 80, 80>(constants + 192, part, sum, [&](int k, float* v) { const F32x4 t1 = floats_of<Cfg::R>(value4, r, k); const float t2 = t1.x; const float t3 = t1.y; const float t4 = t1.z; const float t5 = t1.w; const F32x4 t6 = floats_of<Cfg::R>(value4, r, (k + 4)); const float t7 = t6.x; const float t8 = t6.y; const float t9 = t6.z; const float t10 = t6.w; v[0] = t2; v[1] = t3; v[2] = t4; v[3] = t5; v[4] = t7; v[5] = t8; v[6] = t9; v[7] = t10; }, [&](int k) -> float { const float t1 = load_float<Cfg::R>(value4, r, k); return t1; }); }, [&](int r, int n, float v) { v += 0.090657621622085571f; const float t1 = sigmoid(v); v = t1; store_shared_f32(float_address<Cfg::R>(value5, r, n), v); });
+// sum of parts -> 1
+narrow_linear<Cfg, 1>(tile, [&](int r, int part, float* sum) { folded_part<Cfg, 1, 64>(value4, r, part, sum); }, [&](int r, int n, float v) { v += 0.090657621622085571f; const float t1 = sigmoid(v); v = t1; store_shared_f32(float_address<Cfg::R>(value5, r, n), v); });
 tile.sync();
 // write top.4
 map_matrix<Cfg, Float32, 1, 1>(tile, m1, 0, [&](int r, int c) -> float { const float t1 = load_float<Cfg::R>(value5, r, 0); return t1; });
 tile.close_consumer();
 }
 // launch phase0 of source 0: (64, 1, 1) x 256, clusters of 1, 43392 bytes
-// launch phase1 of source 1: (32, 1, 1) x 288, clusters of 8, 160896 bytes, dependent
+// launch phase1 of source 1: (32, 1, 1) x 288, clusters of 8, 156544 bytes, dependent

@@ -23,21 +23,22 @@ tile.meet_producer();
 if (tile.lane == 0) {
 mbarrier_arrive_expect(tile.constants_bar(), 96);
 bulk_copy_to_shared(constants, weights + tile.rank * 1792, 96, tile.constants_bar());
-Linear<Cfg, 24>::produce<1>(tile, stream);
 }
+Linear<Cfg, 24>::produce<1>(tile, stream);
 __syncwarp();
 tile.close_producer();
 return;
 }
+tile.arrive();
 gather_columns<Cfg, Float32, Fp16, 0, 5, 32, 96, 32, 60>(tile, m0, m2, m3, globals + 0);
 place_columns<Cfg, Float32, 2, 32, 96>(tile, m0, 26, m2, 0);
 tile.sync();
 // load 28 columns
-load_columns<Cfg, Float32, 28, 4, 32, true>(tile, value1, m0, 0, [&](int r) { return tile.row(r); });
+load_columns<Cfg, Float32, 28, 4, 32, true, false>(tile, value1, m0, 0, [&](int r) { return tile.row(r); });
 tile.meet_consumer();
 mbarrier_wait(tile.constants_bar(), 0);
 // linear 28 -> 24
-{ Linear<Cfg, 24>::Sums sums; Linear<Cfg, 24>::clear(sums); Linear<Cfg, 24>::accumulate<1>(tile, sums, value1 + 0 * Cfg::R * 16, stream); Linear<Cfg, 24>::finish<true>(tile, sums, value2 + 0 * Cfg::R * 16, constants + 0, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
+{ Linear<Cfg, 24>::Sums sums; Linear<Cfg, 24>::clear(sums); Linear<Cfg, 24>::accumulate<1>(tile, sums, value1 + 0 * Cfg::R * 16, stream);  Linear<Cfg, 24>::finish<true>(tile, sums, value2 + 0 * Cfg::R * 16, constants + 0, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
 tile.sync();
 // write 24 columns
 store_columns<Cfg, 24, 24>(tile, m1, 0, value2 + 0 * Cfg::R * 16);
@@ -54,7 +55,7 @@ typedef phase1_cfg Cfg;
 DYNAMIC_SHARED(shared);
 dependents_may_start();
 Tile<Cfg> tile;
-tile.open(shared_address(shared), 5632, counts[0]);
+tile.open(shared_address(shared), 5120, counts[0]);
 if (tile.is_idle()) { wait_for_predecessor(); return; }
 [[maybe_unused]] const u32 constants = tile.base + 512;
 [[maybe_unused]] const u32 requests = tile.base + 896;
@@ -62,19 +63,20 @@ if (tile.is_idle()) { wait_for_predecessor(); return; }
 [[maybe_unused]] const auto request = [&](int r) { return (int)load_shared_u32(requests + r * 4); };
 const u8* stream = weights + tile.rank * 5120 + 304;
 const u32 value1 = tile.base + 1024;  // 75 columns
-const u32 value2 = tile.base + 4096;  // 24 columns
+const u32 value2 = tile.base + 4096;  // 16 columns
 const u32 value3 = tile.base + 1024;  // 2 columns
 if (tile.warp == Cfg::NW) {
 tile.meet_producer();
 if (tile.lane == 0) {
 mbarrier_arrive_expect(tile.constants_bar(), 304);
 bulk_copy_to_shared(constants, weights + tile.rank * 5120, 304, tile.constants_bar());
-Linear<Cfg, 24>::produce<3>(tile, stream);
 }
+Linear<Cfg, 24>::produce<3>(tile, stream);
 __syncwarp();
 tile.close_producer();
 return;
 }
+tile.arrive();
 wait_for_predecessor();
 gather_columns<Cfg, Float32, Fp16, 6, 5, 80, 160, 32, 92>(tile, m0, m3, m4, globals + 0);
 place_columns<Cfg, Float32, 3, 80, 160>(tile, m0, 72, m3, 0);
@@ -82,18 +84,18 @@ tile.sync();
 for (int i = threadIdx.x; i < Cfg::R; i += Cfg::NW * 32) store_shared_u32(requests + i * 4, (u32)request_of_row[tile.row(i)]);
 tile.sync();
 // load 75 columns
-load_columns<Cfg, Float32, 75, 12, 80, true>(tile, value1, m0, 0, [&](int r) { return tile.row(r); });
+load_columns<Cfg, Float32, 75, 12, 80, true, false>(tile, value1, m0, 0, [&](int r) { return tile.row(r); });
 tile.meet_consumer();
 mbarrier_wait(tile.constants_bar(), 0);
-// linear 75 -> 24
-{ Linear<Cfg, 24>::Sums sums; Linear<Cfg, 24>::clear(sums); Linear<Cfg, 24>::accumulate<3>(tile, sums, value1 + 0 * Cfg::R * 16, stream); Linear<Cfg, 24>::finish<false>(tile, sums, value2 + 0 * Cfg::R * 16, constants + 0, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
+// linear 75 -> 24, then -> 2
+{ Linear<Cfg, 24>::Sums sums; Linear<Cfg, 24>::clear(sums); Linear<Cfg, 24>::accumulate<3>(tile, sums, value1 + 0 * Cfg::R * 16, stream);  Linear<Cfg, 24>::fold<2, 16>(tile, sums, value2, constants + 0, constants + 96, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); const float t2 = load_matrix<Fp16, 24>(m2, request(r), c); const float t3 = (t1 * t2); v0 = t3; } { const float t1 = relu(v1); const float t2 = load_matrix<Fp16, 24>(m2, request(r), (c + 1)); const float t3 = (t1 * t2); v1 = t3; } }); }
 tile.sync();
-// narrow linear 24 -> 2
-narrow_linear<Cfg, 2>(tile, [&](int r, int part, float* sum) { narrow_part<Cfg, 2, 24, 24>(constants + 96, part, sum, [&](int k, float* v) { const F32x4 t1 = floats_of<Cfg::R>(value2, r, k); const float t2 = t1.x; const U32x4 t3 = load_global_u32x4(m2 + ((u64)request(r) * 24 + k) * 2); const float t4 = half_of<Fp16, 0>(t3); const float t5 = (t2 * t4); const float t6 = t1.y; const float t7 = half_of<Fp16, 1>(t3); const float t8 = (t6 * t7); const float t9 = t1.z; const float t10 = half_of<Fp16, 2>(t3); const float t11 = (t9 * t10); const float t12 = t1.w; const float t13 = half_of<Fp16, 3>(t3); const float t14 = (t12 * t13); const F32x4 t15 = floats_of<Cfg::R>(value2, r, (k + 4)); const float t16 = t15.x; const float t17 = half_of<Fp16, 4>(t3); const float t18 = (t16 * t17); const float t19 = t15.y; const float t20 = half_of<Fp16, 5>(t3); const float t21 = (t19 * t20); const float t22 = t15.z; const float t23 = half_of<Fp16, 6>(t3); const float t24 = (t22 * t23); const float t25 = t15.w; const float t26 = half_of<Fp16, 7>(t3); const float t27 = (t25 * t26); v[0] = t5; v[1] = t8; v[2] = t11; v[3] = t14; v[4] = t18; v[5] = t21; v[6] = t24; v[7] = t27; }, [&](int k) -> float { const float t1 = load_float<Cfg::R>(value2, r, k); const float t2 = load_matrix<Fp16, 24>(m2, request(r), k); const float t3 = (t1 * t2); return t3; }); }, [&](int r, int n, float v) { const float t1 = load_shared_f32(constants + ((n * 4) + 288)); v += t1; v = v; store_shared_f32(float_address<Cfg::R>(value3, r, n), v); });
+// sum of parts -> 2
+narrow_linear<Cfg, 2>(tile, [&](int r, int part, float* sum) { folded_part<Cfg, 2, 16>(value2, r, part, sum); }, [&](int r, int n, float v) { const float t1 = load_shared_f32(constants + ((n * 4) + 288)); v += t1; v = v; store_shared_f32(float_address<Cfg::R>(value3, r, n), v); });
 tile.sync();
 // write candidate
 map_matrix<Cfg, Float32, 2, 2>(tile, m1, 0, [&](int r, int c) -> float { const float t1 = load_float<Cfg::R>(value3, r, c); return t1; });
 tile.close_consumer();
 }
 // launch phase0 of source 0: (1, 1, 1) x 288, clusters of 1, 125440 bytes
-// launch phase1 of source 1: (4, 1, 1) x 288, clusters of 1, 128512 bytes, dependent
+// launch phase1 of source 1: (4, 1, 1) x 288, clusters of 1, 128000 bytes, dependent

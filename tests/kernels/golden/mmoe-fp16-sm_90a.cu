@@ -107,6 +107,7 @@ tile.meet_producer();
 if (tile.lane == 0) {
 mbarrier_arrive_expect(tile.constants_bar(), 432);
 bulk_copy_to_shared(constants, weights + tile.rank * 51712, 432, tile.constants_bar());
+}
 Linear<Cfg, 32>::produce<20>(tile, stream);
 Linear<Cfg, 128>::produce<8>(tile, stream);
 Linear<Cfg, 128>::produce<8>(tile, stream);
@@ -116,20 +117,20 @@ Linear<Cfg, 64>::produce<4>(tile, stream);
 Linear<Cfg, 64>::produce<4>(tile, stream);
 Linear<Cfg, 64>::produce<4>(tile, stream);
 Linear<Cfg, 64>::produce<4>(tile, stream);
-}
 __syncwarp();
 tile.close_producer();
 return;
 }
+tile.arrive();
 wait_for_predecessor();
 // load 640 columns
-load_columns<Cfg, Fp16, 640, 80, 640, true>(tile, value1, m0, 0, [&](int r) { return tile.row(r); });
+load_columns<Cfg, Fp16, 640, 80, 640, true, false>(tile, value1, m0, 0, [&](int r) { return tile.row(r); });
 // load 2048 columns
-load_columns<Cfg, Fp16, 2048, 256, 2048, true>(tile, value2, m1, 0, [&](int r) { return tile.row(r); });
+load_columns<Cfg, Fp16, 2048, 256, 2048, true, false>(tile, value2, m1, 0, [&](int r) { return tile.row(r); });
 tile.meet_consumer();
 mbarrier_wait(tile.constants_bar(), 0);
 // linear 640 -> 32
-{ Linear<Cfg, 32>::Sums sums; Linear<Cfg, 32>::clear(sums); Linear<Cfg, 32>::accumulate<20>(tile, sums, value1 + 0 * Cfg::R * 16, stream); Linear<Cfg, 32>::finish<false>(tile, sums, value3 + 0 * Cfg::R * 16, constants + 0, [&](int r, int c, float& v0, float& v1) { { v0 = v0; } { v1 = v1; } }); }
+{ Linear<Cfg, 32>::Sums sums; Linear<Cfg, 32>::clear(sums); Linear<Cfg, 32>::accumulate<20>(tile, sums, value1 + 0 * Cfg::R * 16, stream);  Linear<Cfg, 32>::finish<false>(tile, sums, value3 + 0 * Cfg::R * 16, constants + 0, [&](int r, int c, float& v0, float& v1) { { v0 = v0; } { v1 = v1; } }); }
 tile.gathered();
 // softmax [4, 8]
 softmax<Cfg, 4, 8, 4>(tile, [&](int r, int c, int k) -> float { const float t1 = load_float<Cfg::R>(value3, r, ((c * 8) + k)); return t1; }, [&](int r, int c, int k, float v) { store_shared_f32(float_address<Cfg::R>(value4, r, ((c * 8) + k)), v); });
@@ -138,28 +139,28 @@ tile.sync();
 reduce_eight<Cfg, 1024, 8, 1, true>(tile, value5, 0.f, [&](int r, int c, int k, float* v) { const float t1 = load_float<Cfg::R>(value4, r, (((c / 256) * 8) + k)); const U32x4 t2 = chunk_of<Cfg::R>(value2, r, ((k * 256) + (c % 256))); const float t3 = half_of<Cfg::T, 0>(t2); const float t4 = half_of<Cfg::T, 1>(t2); const float t5 = half_of<Cfg::T, 2>(t2); const float t6 = half_of<Cfg::T, 3>(t2); const float t7 = half_of<Cfg::T, 4>(t2); const float t8 = half_of<Cfg::T, 5>(t2); const float t9 = half_of<Cfg::T, 6>(t2); const float t10 = half_of<Cfg::T, 7>(t2); v[0] = t1 * t3; v[1] = t1 * t4; v[2] = t1 * t5; v[3] = t1 * t6; v[4] = t1 * t7; v[5] = t1 * t8; v[6] = t1 * t9; v[7] = t1 * t10; }, [](float a, float b) { return a + b; }, [](float v) { return v; });
 tile.sync();
 // linear 256 -> 128
-{ Linear<Cfg, 128>::Sums sums; Linear<Cfg, 128>::clear(sums); Linear<Cfg, 128>::accumulate<8>(tile, sums, value5 + 0 * Cfg::R * 16, stream); Linear<Cfg, 128>::finish<true>(tile, sums, value6 + 0 * Cfg::R * 16, constants + 32, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
+{ Linear<Cfg, 128>::Sums sums; Linear<Cfg, 128>::clear(sums); Linear<Cfg, 128>::accumulate<8>(tile, sums, value5 + 0 * Cfg::R * 16, stream);  Linear<Cfg, 128>::finish<true>(tile, sums, value6 + 0 * Cfg::R * 16, constants + 32, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
 tile.gathered();
 // linear 256 -> 128
-{ Linear<Cfg, 128>::Sums sums; Linear<Cfg, 128>::clear(sums); Linear<Cfg, 128>::accumulate<8>(tile, sums, value5 + 32 * Cfg::R * 16, stream); Linear<Cfg, 128>::finish<true>(tile, sums, value6 + 16 * Cfg::R * 16, constants + 96, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
+{ Linear<Cfg, 128>::Sums sums; Linear<Cfg, 128>::clear(sums); Linear<Cfg, 128>::accumulate<8>(tile, sums, value5 + 32 * Cfg::R * 16, stream);  Linear<Cfg, 128>::finish<true>(tile, sums, value6 + 16 * Cfg::R * 16, constants + 96, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
 tile.gathered();
 // linear 256 -> 128
-{ Linear<Cfg, 128>::Sums sums; Linear<Cfg, 128>::clear(sums); Linear<Cfg, 128>::accumulate<8>(tile, sums, value5 + 64 * Cfg::R * 16, stream); Linear<Cfg, 128>::finish<true>(tile, sums, value6 + 32 * Cfg::R * 16, constants + 160, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
+{ Linear<Cfg, 128>::Sums sums; Linear<Cfg, 128>::clear(sums); Linear<Cfg, 128>::accumulate<8>(tile, sums, value5 + 64 * Cfg::R * 16, stream);  Linear<Cfg, 128>::finish<true>(tile, sums, value6 + 32 * Cfg::R * 16, constants + 160, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
 tile.gathered();
 // linear 256 -> 128
-{ Linear<Cfg, 128>::Sums sums; Linear<Cfg, 128>::clear(sums); Linear<Cfg, 128>::accumulate<8>(tile, sums, value5 + 96 * Cfg::R * 16, stream); Linear<Cfg, 128>::finish<true>(tile, sums, value6 + 48 * Cfg::R * 16, constants + 224, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
+{ Linear<Cfg, 128>::Sums sums; Linear<Cfg, 128>::clear(sums); Linear<Cfg, 128>::accumulate<8>(tile, sums, value5 + 96 * Cfg::R * 16, stream);  Linear<Cfg, 128>::finish<true>(tile, sums, value6 + 48 * Cfg::R * 16, constants + 224, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
 tile.gathered();
 // linear 128 -> 64
-{ Linear<Cfg, 64>::Sums sums; Linear<Cfg, 64>::clear(sums); Linear<Cfg, 64>::accumulate<4>(tile, sums, value6 + 0 * Cfg::R * 16, stream); Linear<Cfg, 64>::finish<false>(tile, sums, value7 + 0 * Cfg::R * 16, constants + 288, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
+{ Linear<Cfg, 64>::Sums sums; Linear<Cfg, 64>::clear(sums); Linear<Cfg, 64>::accumulate<4>(tile, sums, value6 + 0 * Cfg::R * 16, stream);  Linear<Cfg, 64>::finish<false>(tile, sums, value7 + 0 * Cfg::R * 16, constants + 288, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
 tile.gathered();
 // linear 128 -> 64
-{ Linear<Cfg, 64>::Sums sums; Linear<Cfg, 64>::clear(sums); Linear<Cfg, 64>::accumulate<4>(tile, sums, value6 + 16 * Cfg::R * 16, stream); Linear<Cfg, 64>::finish<false>(tile, sums, value7 + 16 * Cfg::R * 16, constants + 320, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
+{ Linear<Cfg, 64>::Sums sums; Linear<Cfg, 64>::clear(sums); Linear<Cfg, 64>::accumulate<4>(tile, sums, value6 + 16 * Cfg::R * 16, stream);  Linear<Cfg, 64>::finish<false>(tile, sums, value7 + 16 * Cfg::R * 16, constants + 320, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
 tile.gathered();
 // linear 128 -> 64
-{ Linear<Cfg, 64>::Sums sums; Linear<Cfg, 64>::clear(sums); Linear<Cfg, 64>::accumulate<4>(tile, sums, value6 + 32 * Cfg::R * 16, stream); Linear<Cfg, 64>::finish<false>(tile, sums, value7 + 32 * Cfg::R * 16, constants + 352, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
+{ Linear<Cfg, 64>::Sums sums; Linear<Cfg, 64>::clear(sums); Linear<Cfg, 64>::accumulate<4>(tile, sums, value6 + 32 * Cfg::R * 16, stream);  Linear<Cfg, 64>::finish<false>(tile, sums, value7 + 32 * Cfg::R * 16, constants + 352, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
 tile.gathered();
 // linear 128 -> 64
-{ Linear<Cfg, 64>::Sums sums; Linear<Cfg, 64>::clear(sums); Linear<Cfg, 64>::accumulate<4>(tile, sums, value6 + 48 * Cfg::R * 16, stream); Linear<Cfg, 64>::finish<false>(tile, sums, value7 + 48 * Cfg::R * 16, constants + 384, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
+{ Linear<Cfg, 64>::Sums sums; Linear<Cfg, 64>::clear(sums); Linear<Cfg, 64>::accumulate<4>(tile, sums, value6 + 48 * Cfg::R * 16, stream);  Linear<Cfg, 64>::finish<false>(tile, sums, value7 + 48 * Cfg::R * 16, constants + 384, [&](int r, int c, float& v0, float& v1) { { const float t1 = relu(v0); v0 = t1; } { const float t1 = relu(v1); v1 = t1; } }); }
 tile.gathered();
 // contraction 4 x 64 -> 1
 contract<Cfg, 4, 1, 64, true>(tile, (const float*)(globals + 0), [&](int r, int g, int k) -> float { const float t1 = load_float<Cfg::R>(value7, r, ((g * 64) + k)); return t1; }, [&](int r, int g, int n, float v) { const float t1 = load_shared_f32(constants + ((g * 4) + 416)); v += t1; const float t2 = sigmoid(v); v = t2; store_shared_f32(float_address<Cfg::R>(value8, r, (g + n)), v); });
