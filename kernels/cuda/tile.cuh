@@ -25,14 +25,12 @@ template <class Cfg> struct Tile {
   static constexpr int BARRIERS = 16 * NS + 24;  // bytes: full and empty of each stage, gather 2x, constants
   static constexpr int CONSUMERS = NW * 32;
   static constexpr bool BY_GROUPS = R == 64;  // tile_wgmma.cuh
-  static constexpr int FREE_BARRIER = 6;      // of the first slot, where slots are freed by named barriers
-  static_assert(BY_GROUPS || FREE_BARRIER + NS <= 16, "a named barrier a slot");
   typedef typename Cfg::T T;
   u32 base, ring;             // shared addresses; barriers lie at base
   int warp, lane, row0, n_rows;
   u32 rank;
   int slot; u32 parity;       // of the ring
-  bool lapped, held;          // its first lap is over; the slot before this one is still to be freed
+  bool held;                  // the slot before this one is still to be freed
   u32 n_gathers;
 
   DEVICE u32 full(int i) const { return base + 8 * i; }
@@ -48,10 +46,10 @@ template <class Cfg> struct Tile {
     rank = 0;
     if constexpr (C > 1) rank = cluster_rank();
     row0 = blockIdx.x / C * R; n_rows = rows;
-    slot = 0; parity = 0; lapped = held = false; n_gathers = 0;
+    slot = 0; parity = 0; held = false; n_gathers = 0;
     if constexpr (Cfg::STREAM) {
       if (warp == NW && lane == 0) {
-        for (int i = 0; i < NS; i++) { mbarrier_init(full(i), 1); mbarrier_init(empty(i), NW); }
+        for (int i = 0; i < NS; i++) { mbarrier_init(full(i), 1); mbarrier_init(empty(i), BY_GROUPS ? NW : CONSUMERS); }
         mbarrier_init(base + 16 * NS, 1); mbarrier_init(base + 16 * NS + 8, 1);
         mbarrier_init(constants_bar(), 1);
         mbarrier_init_fence();
@@ -72,7 +70,7 @@ template <class Cfg> struct Tile {
   // Warps beside the Linears: the same tile, counted from their first warp. They take part in the cluster's barriers.
   template <class Main> DEVICE void follow(const Main& main, int first_warp) {
     base = main.base; ring = main.ring; warp = main.warp - first_warp; lane = main.lane;
-    row0 = main.row0; n_rows = main.n_rows; rank = main.rank; slot = 0; parity = 0; lapped = held = false; n_gathers = 0;
+    row0 = main.row0; n_rows = main.n_rows; rank = main.rank; slot = 0; parity = 0; held = false; n_gathers = 0;
   }
   DEVICE void meet_side() { if constexpr (C > 1) cluster_wait(); }
   DEVICE bool is_idle() const { return row0 >= n_rows; }
@@ -80,21 +78,18 @@ template <class Cfg> struct Tile {
   // Tiles of 64 rows are read by wgmma, of another proxy than what stored them.
   DEVICE void fence_values() { if constexpr (BY_GROUPS) fence_async_shared(); }
   DEVICE void sync() { fence_values(); named_barrier(Cfg::BARRIER, CONSUMERS); }
-  DEVICE void next() { if (++slot == NS) { slot = 0; parity ^= 1; lapped = true; } }
+  DEVICE void next() { if (++slot == NS) { slot = 0; parity ^= 1; } }
   // The peers send `bytes` in all.
   DEVICE void arrive_at_gather(u32 bytes) { if (warp == 0 && lane == 0) mbarrier_arrive_expect(gather_bar(), bytes); }
   // A warp is done with the slot before this one. Called only once what was loaded from it has been used: a copy was seen to
-  // overtake loads that were still under way, as nothing but their use waits for them. Named barriers are as fast as arrivals
-  // at mbarriers and count all lanes that loaded; what wgmma reads has been read when its wait is over.
+  // overtake loads that were still under way, as nothing but their use waits for them. Each lane that loaded arrives, which
+  // costs nothing measurable; what wgmma reads has been read when its wait is over.
   DEVICE void free_last() {
-    const int last = slot ? slot - 1 : NS - 1;
-    if constexpr (!BY_GROUPS) named_barrier_arrive(FREE_BARRIER + last, CONSUMERS + 32);
-    else if (lane == 0) mbarrier_arrive(empty(last));
+    if (!BY_GROUPS || lane == 0) mbarrier_arrive(empty(slot ? slot - 1 : NS - 1));
   }
   // The producer's warp, or the lane of it that copies, waits until every consumer has freed this slot.
   DEVICE void await_free() {
-    if constexpr (!BY_GROUPS) { if (lapped) named_barrier(FREE_BARRIER + slot, CONSUMERS + 32); }
-    else if (lane == 0) mbarrier_wait(empty(slot), parity ^ 1);
+    if (lane == 0) mbarrier_wait(empty(slot), parity ^ 1);
   }
   // Every warp of this block has stored, for which warpgroups have met already, and the peers' columns are here.
   DEVICE void gathered() {

@@ -158,16 +158,20 @@ def test_users_may_be_ragged(name: str, options: Options, card: Card) -> None:
 )
 @pytest.mark.parametrize("name", ["DeepFM", "DLRM"])
 def test_every_cut_of_a_tile_agrees(name: str, shape: TileShape, card: Card) -> None:
-    if shape.cluster > 1 and card.target.arch == "sm_80":
-        pytest.skip("the card has no clusters")
+    if card.target.arch != "sm_90a" and (shape.groups or card.target.arch == "sm_80"):
+        pytest.skip("the card has no clusters, or no wgmma")
     card.agrees(peer(name), peer_sample(name, 100), Options(tile=shape), Bucket(100))
 
 
-@pytest.mark.parametrize("shape", [TileShape(16, 2), TileShape(16, 4)], ids=["fp16-2", "fp16-4"])
+@pytest.mark.parametrize(
+    "shape",
+    [TileShape(16, 2), TileShape(16, 4), TileShape(64, 2)],
+    ids=["fp16-2", "fp16-4", "fp16-groups"],
+)
 @pytest.mark.parametrize("name", ["dlrm", "dlrm_dcnv2", "deepfm"])
 def test_small_models_in_clusters_agree(name: str, shape: TileShape, card: Card) -> None:
-    if card.target.arch == "sm_80":
-        pytest.skip("the card has no clusters")
+    if card.target.arch != "sm_90a" and (shape.groups or card.target.arch == "sm_80"):
+        pytest.skip("the card has no clusters, or no wgmma")
     card.agrees(small(name), ragged(small(name), 37), Options(tile=shape), Bucket(40, 8))
 
 
