@@ -59,7 +59,7 @@ _LOADED_SHARE: Final = 8
 _ALL_STEPS: Final = 1 << 30
 # For graphs with so many values a row that a tile of 16 does not fit; without tensor cores.
 _SMALL_TILES: Final = tuple(TileShape(rows, 1) for rows in (8, 4, 2, 1))
-_TILE_INCLUDES: Final = '#include "math.cuh"\n#include "tile.cuh"\n'
+_TILE_INCLUDES: Final = '#include "math.cuh"\n#include "tile_linear.cuh"\n'
 _FLOAT_INCLUDES: Final = '#include "tile_tf32.cuh"\n'
 _GROUP_INCLUDE: Final = '#include "tile_wgmma.cuh"\n'
 

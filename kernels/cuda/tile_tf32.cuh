@@ -4,7 +4,7 @@
 // m16n8k16. So a step of 64 bytes of a value is 16 of K, and Linear is the same.
 #pragma once
 #include "tf32.cuh"
-#include "tile.cuh"
+#include "tile_linear.cuh"
 
 template <int TERMS, int CHAINS, int MT, int TN> struct Products<Tf32<TERMS>, CHAINS, MT, TN> {
   typedef Factor<Tf32<TERMS>, 4> Four;

@@ -6,7 +6,7 @@
 //
 // Cfg as tile.cuh has it, with R = 64 and STREAM; its NW warps are warpgroups, which share a block's columns.
 #pragma once
-#include "tile.cuh"
+#include "tile_linear.cuh"
 #include "wgmma.cuh"
 
 template <class Cfg, int N> struct GroupLinear {

@@ -5,7 +5,7 @@ into launches: row tiles, which run any part of a graph over some rows, and betw
 kernel of its own, a Linear too large for a tile (``kernels.wide``) or a sequence program
 (``kernels.sequences``). For each of the three this package says what it reads and writes; of row
 tiles it writes the text. What a row tile is, its values, ring and barriers, stands in
-``kernels/cuda/tile.cuh``: emitted text only calls what is defined there.
+``kernels/cuda/tile*.cuh``: emitted text only calls what is defined there.
 
 Reading order: ``phases`` (the cut); ``matrix`` (what lies in memory between launches); ``index``
 and ``expression`` (text of one element); ``steps`` (what happens between barriers, and which values

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -13,7 +12,7 @@ from kernels.errors import GraphError
 from kernels.ir.build import make
 from kernels.ir.node import DType, Linear, Node, Op, topological
 from kernels.ir.rules import RULES
-from kernels.plan import tile, tile_folded, tile_rows
+from kernels.plan import tile, tile_narrow, tile_rows
 from kernels.plan.expression import Expression
 from kernels.plan.index import Index, Term, add, mul, unflat
 from kernels.plan.matrix import Matrix, located
@@ -40,9 +39,9 @@ def linear(b: TileBuilder, linear: Node, root: Node) -> None:
     if b.takes_fragments(linear):
         _fragment_linear(b, linear, root)
     elif len(linear.dims) == 1 and linear.width <= tile.NARROW:
-        _narrow_linear(b, linear, root)
+        tile_narrow.narrow_linear(b, linear, root)
     else:
-        _contraction(b, linear, root)
+        contraction(b, linear, root)
 
 
 def place_epilogue(b: TileBuilder, linear: Node, root: Node) -> None:
@@ -283,83 +282,7 @@ def _joined(b: TileBuilder, linear: Node) -> Node:
     return make(Op.CONCAT, *sources, arg=len(sources[0].shape) - 1)
 
 
-def _narrow_linear(b: TileBuilder, linear: Node, root: Node) -> None:
-    assert isinstance(linear.arg, Linear)
-    sources = linear.sources[: linear.arg.n_inputs]
-    weight = linear.sources[-2].array.astype(np.float32)
-    k, n = weight.shape
-    edges = np.cumsum([0, *(source.width for source in sources)])
-    weights = [weight[a:z] for a, z in itertools.pairwise(edges)]
-    folded = [tile_folded.foldable(b, source, n) for source in sources]
-    # The columns of each source start at a multiple of 16 bytes.
-    starts = [0]
-    for source, made in zip(sources, folded, strict=True):
-        starts.append(starts[-1] + (0 if made else -(-source.width // 4) * 4))
-    columns = starts[-1]
-    padded = np.zeros((n, columns), np.float32)
-    for start, rows, made in zip(starts, weights, folded, strict=False):
-        if made is None:
-            padded[:, start : start + len(rows)] = rows.T
-    offset = b.constants.add(padded)
-    if offset is None:
-        _contraction(b, linear, root)
-        return
-    sums = list[Value]()
-    parts, reads = [], list[Value]()
-    for source, start, rows, made in zip(sources, starts, weights, folded, strict=False):
-        if made is not None:
-            sums.append(tile_folded.fold(b, made, source, rows))
-            continue
-        b.place(source)
-        one = b.function(source, "int k", unflat(Term("k"), source.dims))
-        reads += b.touched
-        eight = "[](int, float*) {}"
-        if source.width >= 8:
-            eight = b.function_of_eight("int k", _element_of(source), "k")
-            reads += b.touched
-        parts.append(
-            f"narrow_part<Cfg, {n}, {source.width}, {columns}>"
-            f"(constants + {offset + 4 * start}, part, sum, {eight}, {one});"
-        )
-    if sums and parts:
-        # Apart, as they need not wait for the Linears.
-        sums.append(_narrow_step(b, n, columns, parts, reads))
-        parts, reads = [], []
-    parts += [f"folded_part<Cfg, {n}, {sum_.width}>({sum_.name}, r, part, sum);" for sum_ in sums]
-    value, store = _result_store(b, linear, root, unflat(Term("n"), linear.dims), Term("n"))
-    reads += [*sums, *b.touched]
-    _narrow_step(b, n, 0 if sums else k, parts, reads, (value, store))
-    b.floats[root] = value
-
-
-def _narrow_step(
-    b: TileBuilder,
-    n: int,
-    k: int,
-    parts: Sequence[str],
-    reads: Sequence[Value],
-    result: tuple[Value, str] | None = None,
-) -> Value:
-    """Make a step of dot products of lanes; without a ``result`` its sums are stored alone."""
-    if result is None:
-        value = b.value(n, halves=False)
-        store = f"store_shared_f32(float_address<Cfg::R>({value.name}, r, n), v);"
-    else:
-        value, store = result
-    text = (
-        f"narrow_linear<Cfg, {n}>(tile, [&](int r, int part, float* sum) {{ {' '.join(parts)} }}, "
-        f"[&](int r, int n, float v) {{ {store} }});"
-    )
-    title = f"narrow linear {k} -> {n}" if k else f"sum of parts -> {n}"
-    b.add(Step(title, lambda: text, tuple(reads), (value,), flops=2 * k * n))
-    return value
-
-
-def _element_of(node: Node) -> Callable[[Expression, Index], str]:
-    return lambda scope, place: scope.element(node, unflat(place, node.dims))
-
-
-def _result_store(
+def result_store(
     b: TileBuilder, linear: Node, root: Node, at: Sequence[Index], place: Index
 ) -> tuple[Value, str]:
     """Return where ``root`` goes, and statements that make it of a sum ``v`` and store it."""
@@ -373,7 +296,8 @@ def _result_store(
     return value, f"{epilogue} {store}"
 
 
-def _contraction(b: TileBuilder, linear: Node, root: Node) -> None:
+def contraction(b: TileBuilder, linear: Node, root: Node) -> None:
+    """Make the step of a Linear whose sums suit neither fragments nor lanes."""
     assert isinstance(linear.arg, Linear)
     joined = _joined(b, linear)
     if joined.op is not Op.CONCAT:
@@ -392,7 +316,7 @@ def _contraction(b: TileBuilder, linear: Node, root: Node) -> None:
     function = b.function(joined, "int r, int g, int k", (*at_outer, Term("k")))
     reads = list(b.touched)
     place = add(mul(Term("g"), n), Term("n"))
-    value, store = _result_store(b, linear, root, (*at_outer, Term("n")), place)
+    value, store = result_store(b, linear, root, (*at_outer, Term("n")), place)
     grouped = "true" if linear.arg.grouped else "false"
     if linear.arg.grouped and len(outer) != 1:
         raise GraphError(f"node {linear.name!r}, op linear: groups within a sequence")

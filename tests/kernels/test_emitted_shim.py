@@ -166,6 +166,16 @@ def test_blocks_of_a_cluster_wait_for_each_other(
     assert_agrees(graph, sample, options, seed=seed, races=races, factor=3)
 
 
+@pytest.mark.parametrize("races", [False, True])
+@pytest.mark.parametrize("cluster", [1, 2])
+@pytest.mark.parametrize("name", passes_help.MODELS)
+def test_warpgroups_wait_for_each_other(name: str, cluster: int, races: bool) -> None:
+    graph = small(name, user=cluster == 1)
+    sample = sample_of(graph, 70, 2, seed=cluster)
+    shape = TileShape(64, cluster)
+    assert_agrees(graph, sample, Options(tile=shape), seed=cluster, races=races, factor=3)
+
+
 @pytest.mark.parametrize("options", [Options(), FP32, TF32, BF16, Options(tile=TileShape(16, 4))])
 def test_pairs_of_both_sides_agree(options: Options) -> None:
     graph = pairs_graph()

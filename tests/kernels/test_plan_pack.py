@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from kernels.halves import to_tf32
 from kernels.plan.pack import Blob, pack_fragments, rank_columns, rank_tiles, to_storage
+from kernels.plan.shape import TileShape
+from kernels.plan.steps import Stream, Value
 from kernels.program import Precision
 
 F32 = NDArray[np.float32]
@@ -42,6 +44,29 @@ def test_fragments_hold_every_weight_at_its_place(k: int, n: int, cluster: int) 
     np.testing.assert_array_equal(joined[:k, :n], weight)
     assert not joined[k:].any()
     assert not joined[:, n:].any()
+
+
+@given(k=st.integers(1, 80), n=st.integers(1, 150), cluster=st.sampled_from([1, 2]))
+def test_chunks_hold_every_weight_at_its_place(k: int, n: int, cluster: int) -> None:
+    random = np.random.default_rng(k * 100 + n)
+    weight = random.standard_normal((k, n)).astype(np.float16).astype(np.float32)
+    shape = TileShape(64, cluster)
+    value = Value("x", halves=True, width=k)
+    stream = Stream(n, (weight,), ((value, 0),), shape.depth(8))
+    for awaited in (None, 0):
+        stream.awaited = awaited
+        joined = []
+        for rank in range(cluster):
+            (packed,) = shape.packed(stream, rank, Precision.FP16)
+            chunks = packed.view(np.float16).reshape(-1, shape.columns(n), 8)
+            mine = chunks.transpose(0, 2, 1).reshape(-1, shape.columns(n))
+            if awaited is not None:  # a block begins with the rows that it has made itself
+                mine = np.roll(mine, rank * shape.columns(k), axis=0)
+            joined.append(mine)
+        whole = np.concatenate(joined, 1)
+        np.testing.assert_array_equal(whole[:k, :n], weight)
+        assert not whole[k:].any()
+        assert not whole[:, n:].any()
 
 
 def unpacked_floats(packed: NDArray[np.uint8], k: int, tiles: int) -> F32:

@@ -101,11 +101,12 @@ def test_values_that_are_in_use_at_once_lie_apart(steps: list[Step]) -> None:
             assert apart(one, other)
 
 
-@given(programs())
+@given(programs(), st.booleans())
 def test_a_gathered_value_lies_apart_from_what_a_block_behind_or_ahead_uses(
-    steps: list[Step],
+    steps: list[Step], whole: bool
 ) -> None:
-    allot(steps, ROWS, gathers=True)
+    allot(steps, ROWS, gathers=True, whole=whole)
+    ahead = 1 if whole else 2  # gathers: that were passed by all who may still read
     gathers = [index for index, each in enumerate(steps) if each.stream is not None]
     used = accesses(steps)
 
@@ -114,7 +115,7 @@ def test_a_gathered_value_lies_apart_from_what_a_block_behind_or_ahead_uses(
         for number, index in enumerate(gathers):
             if one in steps[index].writes:
                 # A peer that is ahead by one gather writes it; its own copies end by the next.
-                first = min(first, gathers[number - 2] + 1 if number >= 2 else 0)
+                first = min(first, gathers[number - ahead] + 1 if number >= ahead else 0)
                 following = gathers[number + 1] if number + 1 < len(gathers) else len(steps)
                 last = max(last, following)
         return first, last
@@ -140,6 +141,23 @@ def test_steps_beside_the_linears_meet_nobody(steps: list[Step]) -> None:
     for each in steps:
         if each.stream is not None:
             assert made.isdisjoint(each.reads)
+
+
+def test_what_side_steps_read_makes_room_once_they_were_waited_for() -> None:
+    loaded, made, a, b, c = (value(name, 64) for name in ("loaded", "made", *"abc"))
+    side = step([loaded], [made])
+    steps = [
+        step((), [loaded], loads=True),
+        side,
+        step([loaded], [a], stream=True),
+        step([a], [b], stream=True),
+        step([b], [c], stream=True),
+    ]
+    assert side_steps(steps) == [side]
+    assert allot(steps, ROWS, gathers=False, beside=[side]) == 4 * a.size(ROWS)
+    assert allot(steps, ROWS, gathers=False, beside=[side], joined=2) == 3 * a.size(ROWS)
+    assert all(apart(made, each) for each in (a, b, c))
+    assert apart(loaded, a)
 
 
 def test_memory_is_used_again() -> None:

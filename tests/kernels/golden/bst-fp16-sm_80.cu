@@ -21,7 +21,7 @@ KERNEL void __launch_bounds__(128, 1) phase0(const int* counts, const u8* weight
 }
 // ---- source 1
 #include "math.cuh"
-#include "tile.cuh"
+#include "tile_linear.cuh"
 struct phase1_cfg { typedef Fp16 T; static constexpr int R = 16, C = 1, NW = 8, BARRIER = 1, NS = 1, SB = 512; static constexpr bool STREAM = false; };
 struct phase1_side : phase1_cfg { static constexpr int NW = 3, BARRIER = 3; };
 KERNEL void __launch_bounds__(256, 1) phase1(const u8* weights, const int* counts, const int* request_of_row, u8* m0, u8* m1) {
@@ -76,7 +76,7 @@ KERNEL void __launch_bounds__(128, 1) phase2(
 }
 // ---- source 3
 #include "math.cuh"
-#include "tile.cuh"
+#include "tile_linear.cuh"
 struct phase3_cfg { typedef Fp16 T; static constexpr int R = 16, C = 1, NW = 8, BARRIER = 1, NS = 1, SB = 512; static constexpr bool STREAM = false; };
 struct phase3_side : phase3_cfg { static constexpr int NW = 3, BARRIER = 3; };
 KERNEL void __launch_bounds__(256, 1) phase3(const u8* weights, const int* counts, const int* request_of_row, u8* m0, u8* m1) {

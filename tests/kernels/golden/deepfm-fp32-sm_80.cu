@@ -1,6 +1,6 @@
 // ---- source 0
 #include "math.cuh"
-#include "tile.cuh"
+#include "tile_linear.cuh"
 #include "tile_tf32.cuh"
 struct phase0_cfg { typedef Tf32<3> T; static constexpr int R = 16, C = 1, NW = 8, BARRIER = 1, NS = 1, SB = 512; static constexpr bool STREAM = false; };
 struct phase0_side : phase0_cfg { static constexpr int NW = 3, BARRIER = 3; };

@@ -23,7 +23,7 @@ KERNEL void __launch_bounds__(256, 1) phase0(const int* counts, const u8* weight
 }
 // ---- source 1
 #include "math.cuh"
-#include "tile.cuh"
+#include "tile_linear.cuh"
 struct phase1_cfg { typedef Bf16 T; static constexpr int R = 16, C = 8, NW = 8, BARRIER = 1, NS = 8, SB = 16384; static constexpr bool STREAM = true; };
 struct phase1_side : phase1_cfg { static constexpr int NW = 3, BARRIER = 3; };
 KERNEL void __launch_bounds__(288, 1) phase1(const u8* weights, const int* counts, const int* request_of_row, u8* m0, u8* m1, u8* m2) {

@@ -1,6 +1,6 @@
 // ---- source 0
 #include "math.cuh"
-#include "tile.cuh"
+#include "tile_linear.cuh"
 struct phase0_cfg { typedef Fp16 T; static constexpr int R = 16, C = 8, NW = 8, BARRIER = 1, NS = 8, SB = 16384; static constexpr bool STREAM = true; };
 struct phase0_side : phase0_cfg { static constexpr int NW = 3, BARRIER = 3; };
 KERNEL void __launch_bounds__(288, 1) phase0(const u8* weights, const int* counts, const int* request_of_row, u8* m0, u8* m1) {

@@ -1,6 +1,6 @@
 // ---- source 0
 #include "math.cuh"
-#include "tile.cuh"
+#include "tile_linear.cuh"
 #include "gather.cuh"
 struct phase0_cfg { typedef Fp16 T; static constexpr int R = 16, C = 1, NW = 8, BARRIER = 1, NS = 8, SB = 15360; static constexpr bool STREAM = true; };
 struct phase0_side : phase0_cfg { static constexpr int NW = 3, BARRIER = 3; };
@@ -46,7 +46,7 @@ tile.close_consumer();
 }
 // ---- source 1
 #include "math.cuh"
-#include "tile.cuh"
+#include "tile_linear.cuh"
 #include "gather.cuh"
 struct phase1_cfg { typedef Fp16 T; static constexpr int R = 16, C = 1, NW = 8, BARRIER = 1, NS = 8, SB = 15360; static constexpr bool STREAM = true; };
 struct phase1_side : phase1_cfg { static constexpr int NW = 3, BARRIER = 3; };
