@@ -1,7 +1,7 @@
 // A row tile's Linear by warpgroups (sm_90a): tiles of 64 rows, in clusters, for batches that fill the card.
 //
 // A tile of 64 rows reads its weights half as often as two of 32 do, and two blocks that share its columns each read half of
-// them: what limits tiles of 32 rows is how fast all multiprocessors together get weights out of L2. wgmma reads both operands
+// them: what limits tiles of 32 rows is how fast a multiprocessor gets weights out of L2. wgmma reads both operands
 // where they lie: values in their chunks, weights in the ring in chunks as well, [K / 8][column][8].
 //
 // Cfg as tile.cuh has it, with R = 64 and STREAM; its NW warps are warpgroups, which share a block's columns.

@@ -25,6 +25,7 @@ from kernels.executor import Bags, Spare
 from kernels.program import Precision
 from kernels.shards import ShardLayout
 from kernels.store.rows import RowType, decode_rows, encode_rows
+from tests.actors.shard_help import rows_part
 from tests.kernels.gather_help import DIMS, manifest
 from transport.messages import Batch, LookupBatch, RowsPart
 
@@ -218,16 +219,7 @@ class Machine:
             first, last = lookup.key_splits[number : number + 2].tolist()
             keys = lookup.keys[first:last].tolist()
             rows += [row_of(name, key, self.versions.get((name, key), 0)) for key in keys]
-        return RowsPart(
-            gateway=lookup.gateway,
-            seq=lookup.seq,
-            version=lookup.version,
-            part=lookup.part,
-            attempt=lookup.attempt,
-            user=np.empty((0, 0), np.float32),
-            candidate=np.empty((0, 0), np.float32),
-            rows=np.concatenate(rows).view(np.uint8),
-        )
+        return rows_part(lookup, np.concatenate(rows).view(np.uint8))
 
     def answered(self) -> None:
         if self.questions:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from actors.asking import Question
 from actors.hot_rows import Doubt, HotTables, Todo
 from actors.hot_table import Group, HotTable
+from actors.parts import failed_part
 from kernels.bundle.manifest import Table
 from kernels.shards import ShardLayout
 from kernels.store.partition import segment_of
+from tests.actors.shard_help import rows_part
 from transport.messages import LookupBatch, RowsPart
 
-NO_COLUMNS = np.empty((0, 0), np.float32)
 LAYOUT = ShardLayout(
     tables=(),
     lookups=(),
@@ -107,31 +108,11 @@ class World:
         asked = question.lookup
         assert asked.user_ids.shape == asked.candidate_ids.shape == (3, 0)
         assert asked.user_weights.shape == asked.candidate_weights.shape == (1, 0)
-        return RowsPart(
-            gateway=asked.gateway,
-            seq=asked.seq,
-            version=asked.version,
-            part=asked.part,
-            attempt=asked.attempt,
-            user=NO_COLUMNS,
-            candidate=NO_COLUMNS,
-            rows=self.rows(asked),
-        )
+        return rows_part(asked, self.rows(asked))
 
 
 def failure(question: Question, code: str = "unavailable") -> RowsPart:
-    asked = question.lookup
-    return RowsPart(
-        gateway=asked.gateway,
-        seq=asked.seq,
-        version=asked.version,
-        part=asked.part,
-        attempt=asked.attempt,
-        user=NO_COLUMNS,
-        candidate=NO_COLUMNS,
-        code=code,
-        message="no luck",
-    )
+    return failed_part(question.lookup, "no luck", code)
 
 
 def questions(todo: list[Todo]) -> list[Question]:

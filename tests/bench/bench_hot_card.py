@@ -49,6 +49,7 @@ from kernels.placement import Placement
 from kernels.shards import shard_layout
 from runtime.metrics import Metrics
 from runtime.window import WindowPolicy
+from tests.actors.shard_help import rows_part
 from transport.messages import Batch, LookupBatch, PartsLate, RowsPart, ScoresBatch
 
 DIM = 64
@@ -59,7 +60,6 @@ N_SLOTS = N_KEYS // 20
 ROWS_A_REQUEST = 64
 N_WARM, N_MEASURED = 150, 100
 BASE = 1 << 16  # different rows that shards have
-NO_COLUMNS = np.empty((0, 0), np.float32)
 
 
 def main() -> None:
@@ -386,16 +386,7 @@ def answer_to(question: Question) -> RowsPart:
     asked = question.lookup
     tables = np.repeat(np.arange(len(asked.key_splits) - 1), np.diff(asked.key_splits))
     rows = _base()[(asked.keys * 31 + tables) % BASE]
-    return RowsPart(
-        gateway=asked.gateway,
-        seq=asked.seq,
-        version=asked.version,
-        part=asked.part,
-        attempt=asked.attempt,
-        user=NO_COLUMNS,
-        candidate=NO_COLUMNS,
-        rows=np.ascontiguousarray(rows).reshape(-1),
-    )
+    return rows_part(asked, np.ascontiguousarray(rows).reshape(-1))
 
 
 if __name__ == "__main__":

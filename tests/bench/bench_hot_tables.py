@@ -21,6 +21,7 @@ from actors.hot_rows import HotTables
 from actors.hot_table import Group, HotTable
 from kernels.bundle.manifest import Table
 from kernels.shards import ShardLayout
+from tests.actors.shard_help import rows_part
 from transport.messages import LookupBatch, RowsPart
 
 N_KEYS = 1_000_000
@@ -31,7 +32,6 @@ SEGMENTS = 64
 NOTHING = ShardLayout(
     tables=(), lookups=(), id_rows=np.arange(0), weight_rows=np.arange(0), width=0, runs=()
 )
-NO_COLUMNS = np.empty((0, 0), np.float32)
 
 
 def main() -> None:
@@ -131,16 +131,7 @@ def _drawn(sums: NDArray[np.float64], n_different: int) -> int:
 
 def _answer(question: Question) -> RowsPart:
     asked = question.lookup
-    return RowsPart(
-        gateway=asked.gateway,
-        seq=asked.seq,
-        version=asked.version,
-        part=asked.part,
-        attempt=asked.attempt,
-        user=NO_COLUMNS,
-        candidate=NO_COLUMNS,
-        rows=np.zeros(64 * len(asked.keys), np.uint8),
-    )
+    return rows_part(asked, np.zeros(64 * len(asked.keys), np.uint8))
 
 
 if __name__ == "__main__":

@@ -30,9 +30,7 @@ from typing import Any, Final
 
 import attrs
 
-from kernels.bench.report import columns
 from tests.gpu.sitting_steps import Step, steps
-from tests.zoo import ZOO
 
 ROOT: Final = Path(__file__).parents[2]
 # Kept for the table, and between steps.
@@ -160,6 +158,8 @@ def _found(step: Step, text: str, path: Path) -> list[str]:
 
 def report(outcomes: Sequence[Outcome]) -> str:
     """Return what was found, and a table last."""
+    from kernels.bench.report import columns  # whose packages may have to be installed first
+
     rows = [["step", "seconds", "of", "verdict"]]
     rows += [
         [each.step.name, f"{each.seconds:.0f}", f"{each.allowed_s:.0f}", each.verdict]
@@ -260,9 +260,9 @@ def _keep(work: Path, out: Path, text: str) -> None:
 
 
 def _zoo_folder() -> Path:
-    """Return the zoo beside the checkout, or the one within it."""
+    """Return the zoo within the checkout, or the one beside it."""
     within = ROOT / "shared" / "zoo"
-    return within if within.exists() else ZOO
+    return within if within.exists() else ROOT.parent / "shared" / "zoo"
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class Card:
     n_rows: int = 0
     slots: dict[tuple[int, int], tuple[int, int] | None] = attrs.field(factory=dict)
     leased: list[Leased] = attrs.field(factory=list)
-    coming: list[tuple[Placed, float, list[tuple[int, int, int]]]] = attrs.field(factory=list)
+    coming: list[tuple[Placed, float, list[tuple[int, int, int, int]]]] = attrs.field(factory=list)
     # Of each key's rows, those of lower numbers are out of date; and when each was asked for.
     oldest: dict[Key, int] = attrs.field(factory=dict)
     asked_at: dict[int, float] = attrs.field(factory=dict)
@@ -124,7 +124,7 @@ class Card:
                 self.asked_at[self.n_rows] = self.now - age
                 rows.append((*slot, int(keys[placed.places[i]]), self.n_rows))
         assert len({row[:2] for row in rows}) == len(rows)
-        self.coming.append((placed, self.now - age, rows))  # type: ignore[arg-type]
+        self.coming.append((placed, self.now - age, rows))
         for each in self.leased:
             self.check(each)
         return placed
@@ -133,7 +133,7 @@ class Card:
         if not self.coming:
             return
         placed, read_at, rows = self.coming.pop(which % len(self.coming))
-        for table, slot, key, number in rows:  # type: ignore[misc]
+        for table, slot, key, number in rows:
             self.slots[table, slot] = None if lost else (key, number)
         self.hot.arrived(placed, LOST if lost else read_at)
 
