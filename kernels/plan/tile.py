@@ -134,10 +134,8 @@ class TileBuilder:
         """Return text that loads an element; see ``expression.Memory``."""
         matrix = self.matrices.get(node)
         value = self.floats.get(node) or self.halves.get(node) if row == "r" else None
-        if value is not None and value.halves and matrix is not None:
-            value = (
-                value if matrix.element_bytes == 2 else None
-            )  # a copy in halves is for tensor cores; others read all its bits
+        if value is not None and value.halves and matrix is not None and matrix.element_bytes != 2:
+            value = None  # a copy in halves is for tensor cores; others read all its bits
         if value is not None:
             self.touched.append(value)
             return _as_type(node.dtype, _load_value(value, element, scope))
